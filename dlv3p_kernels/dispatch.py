@@ -1,0 +1,107 @@
+"""Which back end serves a call: the user's choice, and for each back end why it can not serve."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal
+
+import torch
+
+from . import _native
+
+BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
+_NAMES: tuple[str, ...] = ("auto", "cuda", "triton", "cpu", "reference")
+
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_current: str = "auto"
+
+
+class backend:
+    """Choose the back end that serves the ops, as a context manager or as a setter.
+
+    `dk.backend("reference")` switches at once; used in a `with` statement it switches back at the
+    end. The choice is global to the process, like `torch.use_deterministic_algorithms`.
+
+    Args:
+        name: `"auto"` takes the compiled kernels where they cover a call and stock PyTorch
+            elsewhere; `"reference"` always runs stock PyTorch; `"cpu"`, `"cuda"` and `"triton"`
+            insist on that back end and raise where it can not serve a call.
+
+    Raises:
+        ValueError: `name` is none of these.
+    """
+
+    def __init__(self, name: BackendName) -> None:
+        global _current
+        if name not in _NAMES:
+            raise ValueError(f"backend: name must be one of {_NAMES}, got {name!r}")
+        self._previous = _current
+        _current = name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global _current
+        _current = self._previous
+
+
+def current() -> str:
+    """The name last chosen with `backend`, `"auto"` at the start."""
+    return _current
+
+
+def why_not_cpu(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why the compiled CPU kernels can not serve a depthwise call; None where they can."""
+    if x.device.type != "cpu":
+        return f"the input is on {x.device}"
+    if not _native.CPU.loaded:
+        return _native.CPU.reason
+    return _why_not_kernel(x, weight, _CPU_DTYPES)
+
+
+def why_not_cuda(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why the CUDA kernels can not serve a depthwise call; None where they can."""
+    if x.device.type != "cuda":
+        return f"the input is on {x.device}"
+    if not _native.CUDA.loaded:
+        return _native.CUDA.reason
+    return _why_not_kernel(x, weight, _CUDA_DTYPES)
+
+
+def _why_not_kernel(
+    x: torch.Tensor, weight: torch.Tensor, dtypes: tuple[torch.dtype, ...]
+) -> str | None:
+    if x.dtype not in dtypes:
+        return f"no kernel for {x.dtype}"
+    if weight.size(0) != x.size(1):
+        return f"channel multiplier {weight.size(0) // max(x.size(1), 1)} is not 1"
+    return None
+
+
+def use_kernel(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a compiled kernel, rather than stock PyTorch, serves this depthwise call.
+
+    Raises:
+        RuntimeError: a back end was insisted on and can not serve the call; says why.
+    """
+    if _current == "reference":
+        return False
+    if _current == "auto":
+        # The CUDA kernel is asked for by name until recorded GPU results show it ahead.
+        return x.device.type == "cpu" and why_not_cpu(x, weight) is None
+    reasons = {"cpu": why_not_cpu, "cuda": why_not_cuda, "triton": _why_not_triton}
+    if reason := reasons[_current](x, weight):
+        raise RuntimeError(f"backend {_current!r} can not serve depthwise_conv2d: {reason}")
+    return True
+
+
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor) -> str:
+    return "it has no Triton kernel yet"
