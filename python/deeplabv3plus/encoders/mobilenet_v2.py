@@ -1,0 +1,102 @@
+"""MobileNetV2, with torchvision's state_dict keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dlv3p_kernels as dk
+from torch import Tensor, nn
+
+from ..layers import init_weights
+from .base import Encoder, atrous_schedule, load_classifier_weights
+
+# expansion, channels, repeats, stride of the first: Sandler et al., 2018, table 2
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+_LOW_LEVEL = 3  # features.3: the last block at stride 4
+
+
+def _conv_bn_relu6(conv: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion - 3x3 depthwise - linear 1x1, with a skip where shapes allow it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, stride: int, rate: int, skip: bool
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(_conv_bn_relu6(nn.Conv2d(in_channels, hidden, 1, bias=False)))
+        depthwise = dk.nn.DepthwiseConv2d(hidden, hidden, 3, stride, rate, rate, bias=False)
+        layers += [
+            _conv_bn_relu6(depthwise),
+            nn.Conv2d(hidden, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        ]
+        self.conv = nn.Sequential(*layers)
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        return x + self.conv(x) if self.skip else self.conv(x)
+
+
+class MobileNetV2(Encoder):
+    """MobileNetV2 up to its 320-channel block; keys `features.0` to `features.17` of torchvision.
+
+    The 1x1 convolution to 1280 channels (`features.18`) belongs to the classifier and is left out,
+    as in the original DeepLab. Low-level features: `features.3`, 24 channels.
+
+    Args:
+        output_stride: 8, 16 or 32.
+        in_channels: channels of the images.
+
+    Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
+    sections 4 and 6.3.
+    """
+
+    low_level_channels = 24
+    out_channels = 320
+
+    def __init__(self, output_stride: int = 16, in_channels: int = 3) -> None:
+        super().__init__()
+        self.output_stride = output_stride
+        units = [
+            (expansion, channels, stride if repeat == 0 else 1, repeat > 0)
+            for expansion, channels, repeats, stride in _STAGES
+            for repeat in range(repeats)
+        ]
+        schedule = atrous_schedule([unit[2] for unit in units], output_stride, start=2)
+        features: list[nn.Module] = [
+            _conv_bn_relu6(nn.Conv2d(in_channels, 32, 3, stride=2, padding=1, bias=False))
+        ]
+        width = 32
+        for (expansion, channels, _, skip), (stride, rate) in zip(units, schedule, strict=True):
+            features.append(InvertedResidual(width, channels, expansion, stride, rate, skip))
+            width = channels
+        self.features = nn.Sequential(*features)
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return low-level features (N, 24, H/4, W/4) and output (N, 320, H/os, W/os)."""
+        low_level = self.features[: _LOW_LEVEL + 1](images)
+        return low_level, self.features[_LOW_LEVEL + 1 :](low_level)
+
+    def load_torchvision(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load a `torchvision.models.mobilenet_v2` state_dict, classifier left aside.
+
+        Raises:
+            ValueError: the keys or shapes are those of another net.
+        """
+        load_classifier_weights(self, state_dict, ("features.18.", "classifier."))

@@ -1,0 +1,109 @@
+"""Any convolutional timm model as encoder."""
+
+from __future__ import annotations
+
+import dlv3p_kernels as dk
+from torch import Tensor, nn
+
+from .base import Encoder
+
+_LOW_LEVEL_STRIDE = 4
+
+
+class TimmEncoder(Encoder):
+    """A timm model, built with `features_only=True` and `output_stride`.
+
+    Its plain depthwise `nn.Conv2d` layers become `dk.nn.DepthwiseConv2d` with the same parameters;
+    subclasses, such as the dynamically padded layers of `tf_` models, stay. Low-level features: the
+    model's own at stride 4.
+
+    Args:
+        name: timm model name, e.g. `"tf_efficientnet_b0"`.
+        output_stride: 8, 16 or 32.
+        in_channels: channels of the images.
+        pretrained: download timm's weights.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: timm does not know the model, or it has no map at stride 4 or at
+            `output_stride`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        output_stride: int = 16,
+        in_channels: int = 3,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.output_stride = output_stride
+        self.model = _create(name, output_stride, in_channels, pretrained)
+        strides = self.model.feature_info.reduction()
+        channels = self.model.feature_info.channels()
+        if _LOW_LEVEL_STRIDE not in strides or strides[-1] != output_stride:
+            raise ValueError(
+                f"encoder timm:{name} cannot be used with output_stride {output_stride}: needed are"
+                f" maps at stride {_LOW_LEVEL_STRIDE} and, last, {output_stride}; it has {strides}"
+            )
+        # The last of the maps at stride 4 is the deepest.
+        self._low_level = len(strides) - 1 - strides[::-1].index(_LOW_LEVEL_STRIDE)
+        self.low_level_channels = channels[self._low_level]
+        self.out_channels = channels[-1]
+        swap_depthwise(self.model)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return low-level features at stride 4 and output at `output_stride`."""
+        maps = self.model(images)
+        return maps[self._low_level], maps[-1]
+
+
+def _create(name: str, output_stride: int, in_channels: int, pretrained: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f'encoder timm:{name} needs timm: pip install "dlv3p_kernels[timm]"'
+        ) from error
+    if not timm.is_model(name):
+        raise ValueError(f"encoder timm:{name}: timm {timm.__version__} has no model {name!r}")
+    try:
+        return timm.create_model(
+            name,
+            pretrained=pretrained,
+            features_only=True,
+            output_stride=output_stride,
+            in_chans=in_channels,
+        )
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"encoder timm:{name} cannot be built as features with output_stride {output_stride}:"
+            f" {error}"
+        ) from error
+
+
+def swap_depthwise(model: nn.Module) -> None:
+    """Replace every plain depthwise `nn.Conv2d` by `dk.nn.DepthwiseConv2d`, in place.
+
+    The new layers hold the same parameter objects under the same names.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Conv2d and layer.groups == layer.in_channels > 1:
+                setattr(parent, name, _as_depthwise(layer))
+
+
+def _as_depthwise(layer: nn.Conv2d) -> dk.nn.DepthwiseConv2d:
+    new = dk.nn.DepthwiseConv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        bias=layer.bias is not None,
+        padding_mode=layer.padding_mode,
+        device="meta",
+    )
+    new.weight, new.bias = layer.weight, layer.bias
+    return new.train(layer.training)
