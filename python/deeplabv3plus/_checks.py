@@ -1,4 +1,4 @@
-"""Checks of the model's arguments: every error names the argument, what it must be and what came."""
+"""Checks of the model's arguments; errors say what was expected and what came."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def images(value: Any, channels: int, weight: Tensor) -> None:
         raise ValueError(
             f"images must be on the model's device {weight.device}, got {value.device}"
         )
-    autocast = torch.is_autocast_enabled(value.device.type)
-    if not value.is_floating_point() or (value.dtype != weight.dtype and not autocast):
+    if not value.is_floating_point() or (
+        value.dtype != weight.dtype and not _autocast(value.device.type)
+    ):
         raise TypeError(f"images must be of the model's dtype {weight.dtype}, got {value.dtype}")
 
 
@@ -88,6 +89,10 @@ def target(value: Any, images: Tensor, classes: int, ignore_index: int, values: 
                 f"target must hold classes 0 to {classes - 1} or ignore_index {ignore_index}, got"
                 f" {value[wrong].unique()[:8].tolist()}"
             )
+
+
+def _autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _positives(name: str, value: Any) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ from .layers import ConvBNReLU, SeparableConv2d
 
 
 class ImagePooling(nn.Module):
-    """Global average - 1x1 convolution - BN - ReLU: (N, in_channels, H, W) to (N, out_channels, 1, 1).
+    """Global average - 1x1 convolution - BN - ReLU.
+
+    Input (N, in_channels, H, W), output (N, out_channels, 1, 1).
 
     A training batch of one leaves a single value per channel, of which there is no variance. This
     batch norm then normalises with its running statistics and leaves them as they are, so that

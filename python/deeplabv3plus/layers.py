@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dlv3p_kernels as dk
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import dlv3p_kernels as dk
 
 HEAD_BN_EPS = 1e-5
 """Batch-norm eps of the ASPP and the decoder; the encoders bring their own."""
@@ -29,9 +30,7 @@ class ConvBNReLU(nn.Module):
     ) -> None:
         super().__init__()
         padding = same_padding(kernel_size, 1)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, bias=False
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=eps)
         self.relu = nn.ReLU(inplace=True) if activation else nn.Identity()
 

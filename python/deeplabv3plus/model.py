@@ -51,7 +51,8 @@ class DeepLabV3Plus(nn.Module):
         ImportError: `encoder="timm:..."` without timm installed.
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
-    Segmentation", ECCV 2018. Details as in the original TensorFlow code; `docs/model.md` lists them.
+    Segmentation", ECCV 2018. Details follow the original TensorFlow code; `docs/model.md` lists
+    them.
     """
 
     def __init__(

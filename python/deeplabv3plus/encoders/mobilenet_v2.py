@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import dlv3p_kernels as dk
 from torch import Tensor, nn
+
+import dlv3p_kernels as dk
 
 from ..layers import init_weights
 from .base import Encoder, atrous_schedule, load_classifier_weights
@@ -31,7 +32,13 @@ class InvertedResidual(nn.Module):
     """1x1 expansion - 3x3 depthwise - linear 1x1, with a skip where shapes allow it."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, expansion: int, stride: int, rate: int, skip: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        stride: int,
+        rate: int,
+        skip: bool,
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion

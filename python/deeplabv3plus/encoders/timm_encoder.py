@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dlv3p_kernels as dk
 from torch import Tensor, nn
+
+import dlv3p_kernels as dk
 
 from .base import Encoder
 

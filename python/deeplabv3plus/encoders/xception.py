@@ -88,10 +88,10 @@ class TappedXceptionModule(XceptionModule):
 class Xception(Encoder):
     """Xception-41, -65 or -71: strided separable convolutions in place of max pooling.
 
-    Modules are named as in the original TensorFlow code (blocks counted from 0). ReLU comes before each depthwise
-    convolution, BN (eps 1e-3) after it and after the pointwise one; only the last module,
-    exit_flow/block2, has ReLU after both and no skip. Low-level features: the second pointwise convolution of the last
-    entry-flow module at stride 4, 256 channels, before its ReLU (they may be negative).
+    Modules are named as in the original TensorFlow code, but counted from 0. ReLU comes before each
+    depthwise convolution, BN (eps 1e-3) after it and after the pointwise one; only the last module,
+    exit_flow/block2, has ReLU after both and no skip. Low-level features: the second convolution of
+    the module that goes from stride 4 to 8, 256 channels, before its ReLU (they may be negative).
 
     Args:
         variant: `"xception41"`, `"xception65"` or `"xception71"`.
