@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ._library import LIBRARY
+
 _FOLDER = Path(__file__).resolve().parent / "lib"
 _BUILD_RECORD = _FOLDER / "build.json"
 
@@ -71,6 +73,8 @@ def _why_not_cuda() -> str | None:
     # CPU-only torch lacks the stream functions that the library links to.
     return None if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
 
+
+LIBRARY.define("cpu_capability() -> str")
 
 CPU = _load("cpu", None)
 CUDA = _load("cuda", _why_not_cuda())

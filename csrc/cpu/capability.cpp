@@ -1,0 +1,43 @@
+#include "capability.h"
+
+#include <cstdlib>
+#include <string>
+
+namespace dlv3p {
+
+extern const GatherCode gather_code_default;
+
+#if defined(__x86_64__)
+extern const GatherCode gather_code_avx2;
+extern const GatherCode gather_code_avx512;
+extern const GatherCode gather_code_avx512_bf16;
+#endif
+
+namespace {
+
+const GatherCode& choose() {
+#if defined(__x86_64__)
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string limit = variable ? variable : "";
+  if (limit == "default") return gather_code_default;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (avx512 && limit != "avx2") {
+    return __builtin_cpu_supports("avx512bf16") ? gather_code_avx512_bf16 : gather_code_avx512;
+  }
+  if (avx2) return gather_code_avx2;
+#endif
+  return gather_code_default;
+}
+
+}  // namespace
+
+const GatherCode& gather_code() {
+  static const GatherCode& chosen = choose();
+  return chosen;
+}
+
+}  // namespace dlv3p

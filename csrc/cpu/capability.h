@@ -1,0 +1,11 @@
+// Which instruction set the CPU kernels run with.
+#pragma once
+
+#include "gather.h"
+
+namespace dlv3p {
+
+// The widest that this CPU has and ATEN_CPU_CAPABILITY, which torch obeys too, allows.
+const GatherCode& gather_code();
+
+}  // namespace dlv3p

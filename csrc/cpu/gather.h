@@ -1,0 +1,91 @@
+// The one loop that serves forward, input gradient and weight gradient of a depthwise convolution.
+//
+// A depthwise convolution and its input gradient are both gathers: every destination pixel sums
+// weight[tap] * source[pixel(tap)] over the taps that fall inside the source. Only the map from
+// destination to source differs, and it is separable, so it is worked out once per axis (the plan).
+// The weight gradient visits the same (destination, tap) pairs and sums other[destination] *
+// source[pixel(tap)] per tap, so it rides along with the input gradient.
+//
+// Everything here is plain data: the loop is compiled once per instruction set (gather_kernel.cpp)
+// and must not share inline functions or templates with code compiled for other ones.
+#pragma once
+
+#include <cstdint>
+
+namespace dlv3p {
+
+enum class Element : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+inline constexpr int kElementKinds = 4;
+
+// destination += weight[k] * source[index] along one axis.
+struct AxisTap {
+  int64_t k;
+  int64_t index;
+};
+
+// Destination columns first, first + step, ... (count of them) that see the same taps, each
+// `source_step` columns further on; the taps of the first one are taps[tap_begin, tap_end).
+struct ColumnRun {
+  int64_t first;
+  int64_t step;
+  int64_t count;
+  int64_t source_step;
+  int64_t tap_begin;
+  int64_t tap_end;
+};
+
+struct RowTaps {
+  int64_t row;
+  int64_t tap_begin;
+  int64_t tap_end;
+};
+
+// Rows stand in an order in which neighbours share source rows: with dilation d that is
+// 0, d, 2d, ..., 1, d + 1, ... A band is a piece of that order; bands are independent work.
+struct GatherPlan {
+  const RowTaps* rows;
+  const AxisTap* row_taps;
+  const int64_t* band_begin;  // bands + 1 positions in `rows`
+  int64_t bands;
+  const ColumnRun* runs;
+  int64_t run_count;
+  const AxisTap* column_taps;
+};
+
+// A tensor (N, C, H, W) in memory, strides in elements. Channels or columns are adjacent.
+struct Map {
+  void* data;
+  int64_t stride_n;
+  int64_t stride_c;
+  int64_t stride_h;
+  int64_t stride_w;
+  int64_t width;
+  bool channels_adjacent;
+};
+
+struct Gather {
+  GatherPlan plan;
+  Map source;
+  Map destination;  // data == nullptr: not wanted
+  Map other;        // data == nullptr: no weight gradient wanted
+  const void* weight;      // (channels, kernel_height * kernel_width)
+  const void* bias;        // (channels), nullptr: none
+  void* weight_gradients;  // (groups, taps, channels) in the accumulation type
+  int64_t batch;
+  int64_t channels;
+  int64_t kernel_height;
+  int64_t kernel_width;
+  // A task is one block of channels and one group of the batch * bands pieces of the map.
+  int64_t block;  // channels per task, a multiple of the vector length
+  int64_t groups;
+};
+
+struct GatherCode {
+  const char* name;
+  int vector_bytes;
+  // By Element: bytes of scratch memory that a task needs, and the task itself.
+  int64_t (*scratch_bytes[kElementKinds])(const Gather&);
+  void (*run_task[kElementKinds])(const Gather&, int64_t task, void* scratch);
+};
+
+}  // namespace dlv3p
