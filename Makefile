@@ -1,0 +1,77 @@
+# Every target works alone on a fresh clone: it makes $(VENV), installs pinned requirements, builds
+# the native libraries and then does its job. `make PYTHON=/path/to/python` chooses the interpreter;
+# if that one already has torch >= 2.10, it is used instead of a second download.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PINS := $(VENV)/pins.txt
+NATIVE_SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*/*)
+
+BASE := torch numpy setuptools wheel cmake ninja
+TRAIN := pillow tqdm matplotlib
+
+# cmake and ninja are found in the environment first.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench wheel clean distclean
+
+help:
+	@echo "make demo       build, train a DeepLabv3+ on the sample, pictures in demo-output/"
+	@echo "make test       build and run the test suite; PYTEST_ARGS='-k depthwise' selects"
+	@echo "make lint       ruff, clang-format, source rules, mypy"
+	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/"
+	@echo "make wheel      build and check dist/*.whl"
+	@echo "make clean      remove what was built; distclean also removes $(VENV)"
+	@echo "variables       PYTHON=$(PYTHON)  VENV=$(VENV)  DLV3P_CUDA=auto|0|1  MAX_JOBS=n"
+
+demo: $(VENV)/.train $(VENV)/.native
+	$(BIN)/python -m deeplabv3plus.demo --output demo-output
+
+test: $(VENV)/.dev $(VENV)/.native
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/check_sources.py
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*/*)
+	$(BIN)/python -m mypy
+
+bench: $(VENV)/.native
+	$(BIN)/dlv3p bench --output benchmarks/results
+
+wheel: $(VENV)/.dev
+	rm -rf dist build/lib* build/bdist*
+	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python tools/check_wheel.py --retag dist/*.whl
+
+clean:
+	rm -rf build dist dlv3p_kernels/lib demo-output *.egg-info python/*.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .benchmarks $(VENV)/.native
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(PINS): requirements-dev.txt tools/make_venv.py
+	$(PYTHON) tools/make_venv.py $(VENV)
+
+$(VENV)/.base: $(PINS)
+	$(PIP) install -q -c $(PINS) $(BASE)
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.base
+	$(PIP) install -q -c $(PINS) $(TRAIN)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install -q -r $(PINS)
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@
