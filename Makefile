@@ -9,7 +9,8 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PINS := $(VENV)/pins.txt
-NATIVE_SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml csrc/*/*)
+CSRC := $(wildcard csrc/*/*)
+NATIVE_SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml) $(CSRC)
 
 BASE := torch numpy setuptools wheel cmake ninja
 TRAIN := pillow tqdm matplotlib
@@ -39,16 +40,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_sources.py
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*/*)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 	$(BIN)/python -m mypy
 
 bench: $(VENV)/.native
 	$(BIN)/dlv3p bench --output benchmarks/results
 
 wheel: $(VENV)/.dev
-	rm -rf dist build/lib* build/bdist*
-	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir dist .
-	$(BIN)/python tools/check_wheel.py --retag dist/*.whl
+	rm -rf dist build/wheel build/lib* build/bdist*
+	$(PIP) wheel -q --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --exclude 'libtorch*.so' --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python tools/check_wheel.py dist/*.whl
 
 clean:
 	rm -rf build dist dlv3p_kernels/lib demo-output *.egg-info python/*.egg-info
