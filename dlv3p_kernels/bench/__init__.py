@@ -1,0 +1,1 @@
+"""Timing of the ops against stock PyTorch: the front end of `dlv3p bench`."""
