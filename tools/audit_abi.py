@@ -21,7 +21,12 @@ from pathlib import Path
 # Versioned by the C and C++ runtime, weak hooks of the compiler's start files, stable ABI shims.
 RUNTIME_VERSION = re.compile(r"@@?(GLIBC|GLIBCXX|CXXABI|GCC|LIBATOMIC)_")
 STABLE_SHIM = re.compile(r"(aoti_torch_|torch_)\w+$")
-START_FILES = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+START_FILES = {
+    "_ITM_deregisterTMCloneTable",
+    "_ITM_registerTMCloneTable",
+    "__cxa_finalize",
+    "__gmon_start__",
+}
 NEEDED = re.compile(
     r"libtorch\.so|(libstdc\+\+|libgcc_s|libc|libm|libdl|libpthread|librt)\.so\.\d+|ld-linux.*"
 )

@@ -39,12 +39,13 @@ def pins(text: str, inherited: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def create(folder: Path, inherit: bool) -> None:
+def create(folder: Path, inherit: bool, with_pip: bool = True) -> None:
     """Create the environment; with `inherit` it sees the packages of this interpreter too."""
     in_venv = sys.prefix != sys.base_prefix
-    venv.EnvBuilder(with_pip=True, clear=True, system_site_packages=inherit and not in_venv).create(
-        folder
+    builder = venv.EnvBuilder(
+        clear=True, with_pip=with_pip, system_site_packages=inherit and not in_venv
     )
+    builder.create(folder)
     if inherit and in_venv:
         # `system_site_packages` would skip the virtual environment that this interpreter is.
         packages = next(folder.glob("lib/python*/site-packages"))
