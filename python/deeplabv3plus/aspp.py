@@ -67,6 +67,8 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all branches and project their concatenation."""
-        pooled = self.image_pooling(x).expand(-1, -1, *x.shape[-2:])
-        branches = [pooled, self.conv1x1(x), *(branch(x) for branch in self.atrous)]
+        plain = self.conv1x1(x)
+        # expand() would do, but torch.cat of a map without strides falls out of channels_last.
+        pooled = torch.empty_like(plain).copy_(self.image_pooling(x))
+        branches = [pooled, plain, *(branch(x) for branch in self.atrous)]
         return self.dropout(self.projection(torch.cat(branches, dim=1)))

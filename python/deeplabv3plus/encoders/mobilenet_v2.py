@@ -97,8 +97,12 @@ class MobileNetV2(Encoder):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return low-level features (N, 24, H/4, W/4) and output (N, 320, H/os, W/os)."""
-        low_level = self.features[: _LOW_LEVEL + 1](images)
-        return low_level, self.features[_LOW_LEVEL + 1 :](low_level)
+        x = low_level = images
+        for index, block in enumerate(self.features):
+            x = block(x)
+            if index == _LOW_LEVEL:
+                low_level = x
+        return low_level, x
 
     def load_torchvision(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load a `torchvision.models.mobilenet_v2` state_dict, classifier left aside.

@@ -9,6 +9,7 @@ import dlv3p_kernels as dk
 from .base import Encoder
 
 _LOW_LEVEL_STRIDE = 4
+_NATIVE_STRIDE = 32
 
 
 class TimmEncoder(Encoder):
@@ -18,11 +19,13 @@ class TimmEncoder(Encoder):
     subclasses, such as the dynamically padded layers of `tf_` models, stay. Low-level features: the
     model's own at stride 4.
 
+    Weights start random; `encoder.model` has the keys of `timm.create_model(name,
+    features_only=True)`, so pretrained ones load by `load_state_dict`.
+
     Args:
         name: timm model name, e.g. `"tf_efficientnet_b0"`.
         output_stride: 8, 16 or 32.
         in_channels: channels of the images.
-        pretrained: download timm's weights.
 
     Raises:
         ImportError: timm is not installed.
@@ -35,11 +38,10 @@ class TimmEncoder(Encoder):
         name: str,
         output_stride: int = 16,
         in_channels: int = 3,
-        pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.output_stride = output_stride
-        self.model = _create(name, output_stride, in_channels, pretrained)
+        self.model = _create(name, output_stride, in_channels)
         strides = self.model.feature_info.reduction()
         channels = self.model.feature_info.channels()
         if _LOW_LEVEL_STRIDE not in strides or strides[-1] != output_stride:
@@ -47,6 +49,8 @@ class TimmEncoder(Encoder):
                 f"encoder timm:{name} cannot be used with output_stride {output_stride}: needed are"
                 f" maps at stride {_LOW_LEVEL_STRIDE} and, last, {output_stride}; it has {strides}"
             )
+        if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
+            raise ValueError(f"encoder timm:{name} cannot be used: its maps are not (N, C, H, W)")
         # The last of the maps at stride 4 is the deepest.
         self._low_level = len(strides) - 1 - strides[::-1].index(_LOW_LEVEL_STRIDE)
         self.low_level_channels = channels[self._low_level]
@@ -59,7 +63,7 @@ class TimmEncoder(Encoder):
         return maps[self._low_level], maps[-1]
 
 
-def _create(name: str, output_stride: int, in_channels: int, pretrained: bool) -> nn.Module:
+def _create(name: str, output_stride: int, in_channels: int) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -68,18 +72,14 @@ def _create(name: str, output_stride: int, in_channels: int, pretrained: bool) -
         ) from error
     if not timm.is_model(name):
         raise ValueError(f"encoder timm:{name}: timm {timm.__version__} has no model {name!r}")
+    # Many nets have no such argument, but all they need is to be left at their native stride.
+    stride = {} if output_stride == _NATIVE_STRIDE else {"output_stride": output_stride}
     try:
-        return timm.create_model(
-            name,
-            pretrained=pretrained,
-            features_only=True,
-            output_stride=output_stride,
-            in_chans=in_channels,
-        )
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **stride)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"encoder timm:{name} cannot be built as features with output_stride {output_stride}:"
-            f" {error}"
+            f" {str(error) or 'timm does not support it'}"
         ) from error
 
 

@@ -152,9 +152,10 @@ class Xception(Encoder):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return low-level features (N, 256, H/4, W/4) and output (N, 2048, H/os, W/os)."""
         x = self.conv1_2(self.conv1_1(images))
-        for block in self.entry_flow[: self._tapped]:
-            x = block(x)
-        x, low_level = self.entry_flow[self._tapped](x)
-        for block in self.entry_flow[self._tapped + 1 :]:
-            x = block(x)
+        low_level = x
+        for index, block in enumerate(self.entry_flow):
+            if index == self._tapped:
+                x, low_level = block(x)
+            else:
+                x = block(x)
         return low_level, self.exit_flow(self.middle_flow(x))
