@@ -68,6 +68,7 @@ def main() -> None:
     """Run the check and exit with pytest's status."""
     arguments = parse_arguments()
     os.environ.pop("PYTHONPATH", None)
+    os.environ["DLV3P_REQUIRE_NATIVE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         python = make_environment(Path(folder) / "venv", arguments)
         tests = Path(folder) / "tests"
