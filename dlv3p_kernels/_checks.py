@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,9 @@ def tensor(op: str, name: str, value: object, rank: int) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dim() != rank:
-        raise ValueError(f"{op}: {name} must have {rank} dimensions, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have {rank} dimensions, got shape {tuple(value.shape)}"
+        )
     if not value.is_floating_point():
         raise TypeError(f"{op}: {name} must be floating point, got {value.dtype}")
     return value
@@ -25,7 +28,9 @@ def tensor(op: str, name: str, value: object, rank: int) -> Tensor:
 def same_kind(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """Raise unless `value` has the dtype and device of `like`."""
     if value.dtype != like.dtype:
-        raise TypeError(f"{op}: {name} must have {like_name}'s dtype {like.dtype}, got {value.dtype}")
+        raise TypeError(
+            f"{op}: {name} must have {like_name}'s dtype {like.dtype}, got {value.dtype}"
+        )
     if value.device != like.device:
         raise ValueError(
             f"{op}: {name} must be on {like_name}'s device {like.device}, got {value.device}"
@@ -34,7 +39,7 @@ def same_kind(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -
 
 def integers(op: str, name: str, value: Ints, lengths: tuple[int, ...], least: int) -> list[int]:
     """One integer or a sequence of one of the given lengths, each at least `least`."""
-    if type(value) is int:
+    if _is_integer(value):
         numbers = [value] * lengths[0]
     else:
         if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
@@ -44,11 +49,15 @@ def integers(op: str, name: str, value: Ints, lengths: tuple[int, ...], least: i
             wanted = " or ".join(str(n) for n in lengths)
             raise ValueError(f"{op}: {name} must be an int or {wanted} ints, got {value!r}")
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        if not _is_integer(number):
             raise TypeError(f"{op}: {name} must hold ints, got {value!r}")
         if number < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
-    return numbers
+    return [int(n) if isinstance(n, np.integer) else n for n in numbers]
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, torch.SymInt, np.integer)) and not isinstance(value, bool)
 
 
 def padding(op: str, value: Ints) -> list[int]:

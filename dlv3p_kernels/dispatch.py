@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Literal
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _native
 
@@ -83,6 +84,9 @@ def _why_not_kernel(
         return f"no kernel for {x.dtype}"
     if weight.size(0) != x.size(1):
         return f"channel multiplier {weight.size(0) // max(x.size(1), 1)} is not 1"
+    # Registered autograd formulas serve neither; forward mode would even drop tangents silently.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "transforms of torch.func and forward-mode derivatives run stock PyTorch"
     return None
 
 

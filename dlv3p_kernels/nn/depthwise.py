@@ -35,6 +35,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Raises:
         ValueError: `groups` is not `in_channels`, or an argument that `nn.Conv2d` refuses.
+        TypeError: `padding` is neither a string nor ints.
     """
 
     def __init__(
@@ -55,37 +56,38 @@ class DepthwiseConv2d(nn.Conv2d):
             raise ValueError(
                 f"DepthwiseConv2d: groups must be in_channels = {in_channels}, got {groups}"
             )
-        sides = tuple(padding) if _is_four_sided(padding) else None
+        if not isinstance(padding, str):
+            _checks.padding("DepthwiseConv2d", padding)
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
             stride,
-            0 if sides else padding,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
             dilation,
             in_channels,
             bias,
-            padding_mode,
+            padding_mode,  # type: ignore[arg-type]
             device,
             dtype,
         )
-        if sides:
-            self.padding = sides
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (N, C, H, W) or (C, H, W)."""
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        # nn.Conv2d works "same" and "valid" out here; `padding` itself may be reassigned by users.
-        text = isinstance(self.padding, str)
-        padding = self._reversed_padding_repeated_twice if text else self.padding
+        padding = self._sides()
         if self.padding_mode != "zeros":
-            input = F.pad(input, _checks.padding("DepthwiseConv2d", padding), self.padding_mode)
-            padding = 0
-        return depthwise_conv2d(
-            input, self.weight, self.bias, self.stride, padding, self.dilation
-        )
+            input = F.pad(input, padding, self.padding_mode)
+            padding = [0, 0, 0, 0]
+        return depthwise_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation)
 
-
-def _is_four_sided(padding: object) -> bool:
-    return not isinstance(padding, (str, int)) and len(tuple(padding)) == 4  # type: ignore[arg-type]
+    def _sides(self) -> list[int]:
+        """Padding as (left, right, top, bottom); users reassign `padding` and `dilation`."""
+        if not isinstance(self.padding, str):
+            return _checks.padding("DepthwiseConv2d", self.padding)
+        if self.padding == "valid":
+            return [0, 0, 0, 0]
+        rates = _checks.integers("DepthwiseConv2d", "dilation", self.dilation, (2,), 1)
+        height, width = (rate * (k - 1) for rate, k in zip(rates, self.kernel_size, strict=True))
+        return [width // 2, width - width // 2, height // 2, height - height // 2]
