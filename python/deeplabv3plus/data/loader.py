@@ -1,0 +1,39 @@
+"""Batches for training, from any number of worker processes in one fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deeplabv3plus.data.augment import AugmentedDataset
+from deeplabv3plus.data.order import batch_keys
+
+
+def training_batches(
+    data: AugmentedDataset,
+    batch_size: int,
+    start: int,
+    stop: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, masks) of steps `start` to `stop - 1`.
+
+    Both are uint8, of shape (N, 3, crop, crop) and (N, crop, crop).
+
+    The batches are the same for any number of `workers`, and those of a step do not depend on
+    `start`. PyTorch's global random state is left alone.
+    """
+    keys = batch_keys(len(data), batch_size, data.run_seed, start, stop)
+    loader = DataLoader(
+        data,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Without a generator of its own a DataLoader draws from the global one.
+        generator=torch.Generator().manual_seed(data.run_seed),
+    )
+    yield from loader

@@ -1,0 +1,159 @@
+"""The main job on real input: one training step, stock against ours, then a run on the sample.
+
+python -m deeplabv3plus.demo --output demo-output
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dlv3p_kernels as dk
+import torch
+from torch import Tensor
+
+from deeplabv3plus.commands.train import CURVES_NAME, describe, write_curves
+from deeplabv3plus.data import VOCSegmentation, sample_path, training_batches
+from deeplabv3plus.doctor import cpu_name, gpu_names
+from deeplabv3plus.evaluation import evaluate, score_table
+from deeplabv3plus.inference import predict_classes
+from deeplabv3plus.normalisation import normalise
+from deeplabv3plus.render import Panel, save_comparison
+from deeplabv3plus.training.config import SAMPLE, TrainConfig
+from deeplabv3plus.training.trainer import Trainer
+
+WANTED_MIOU = 0.45
+TRAINING_SECONDS = 150.0
+"""What the run should take at most; a slower machine takes fewer steps."""
+LEAST_STEPS = 150
+PICTURE_NAME = "predictions.png"
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class StepComparison:
+    """One training step with stock layers and with ours: median seconds, and the difference.
+
+    `difference` is the largest absolute difference of the float32 logits, relative to the largest.
+    """
+
+    stock: float
+    ours: float
+    difference: float
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times faster our step is."""
+        return self.stock / self.ours
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return 0 if the held-out mean IoU is at least 0.45, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output", default="demo-output", metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="training steps (default: what fits in 150 s)")
+    args = parser.parse_args(arguments)
+    print(_environment(), flush=True)
+    comparison = compare_step(SAMPLE)
+    print(
+        f"one training step, batch {SAMPLE.batch_size}, crop {SAMPLE.crop}: "
+        f"stock {1000 * comparison.stock:.0f} ms, ours {1000 * comparison.ours:.0f} ms, "
+        f"{comparison.ratio:.2f} times as fast; largest difference of the logits "
+        f"{comparison.difference:.1e} of the largest logit",
+        flush=True,
+    )
+    config = replace(SAMPLE, steps=args.steps or _steps_that_fit(comparison.ours))
+    trainer = train(config, Path(args.output))
+    path = save_predictions(trainer)
+    print(f"pictures: {path}, {trainer.output / CURVES_NAME}")
+    reached = trainer.scores["miou"]
+    print(f"held-out mean IoU {reached:.3f} (wanted: at least {WANTED_MIOU})")
+    return 0 if reached >= WANTED_MIOU else 1
+
+
+def compare_step(config: TrainConfig, repeats: int = REPEATS) -> StepComparison:
+    """Time one training step in turn with stock layers and with ours, on one batch."""
+    trainer = _trainer(config, Path(os.devnull))
+    images, masks = next(iter(training_batches(trainer.data, config.batch_size, 0, 1)))
+    seconds: dict[str, list[float]] = {"reference": [], "auto": []}
+    for repeat in range(repeats + 1):
+        for backend, times in seconds.items():
+            with dk.backend(backend):
+                spent = _time_step(trainer, images, masks)
+            if repeat:  # the first round warms up
+                times.append(spent)
+    stock, ours = (_logits(trainer, images, backend) for backend in seconds)
+    difference = float((stock - ours).abs().max() / stock.abs().max())
+    medians = [statistics.median(times) for times in seconds.values()]
+    return StepComparison(*medians, difference)
+
+
+def train(config: TrainConfig, output: Path) -> Trainer:
+    """Train on the sample from scratch, write log and curves to `output`, print the scores."""
+    trainer = _trainer(config, output)
+    print(describe(trainer), flush=True)
+    start = time.perf_counter()
+    if trainer.fit() is not None:
+        raise KeyboardInterrupt
+    print(f"trained {trainer.step} steps in {time.perf_counter() - start:.0f} s, scores included")
+    write_curves(trainer)
+    model = trainer.prediction_model
+    print(score_table(evaluate(model, trainer.val_pairs, config.crop), trainer.classes))
+    return trainer
+
+
+def save_predictions(trainer: Trainer) -> Path:
+    """Write picture, truth and prediction of every held-out tile as one PNG and return its path."""
+    pairs, model = trainer.val_pairs, trainer.prediction_model.eval()
+    panels = []
+    for index, name in enumerate(pairs.names):
+        image, truth = pairs[index]
+        panels.append(Panel(name, image, truth, predict_classes(model, image, trainer.config.crop)))
+    path = trainer.output / PICTURE_NAME
+    title = f"Held-out tiles after {trainer.step} steps, mean IoU {trainer.scores['miou']:.2f}"
+    save_comparison(path, panels, trainer.classes, title)
+    return path
+
+
+def _trainer(config: TrainConfig, output: Path) -> Trainer:
+    folder = sample_path()
+    return Trainer(config, VOCSegmentation(folder, "train"), VOCSegmentation(folder, "val"), output)
+
+
+def _time_step(trainer: Trainer, images: Tensor, masks: Tensor) -> float:
+    start = time.perf_counter()
+    trainer.backward(images, masks)
+    trainer.optimizer.step()
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - start
+
+
+def _logits(trainer: Trainer, images: Tensor, backend: str) -> Tensor:
+    torch.manual_seed(0)  # the same elements are dropped
+    with torch.no_grad(), dk.backend(backend):
+        return trainer.model.train()(normalise(images.to(trainer.device)))
+
+
+def _steps_that_fit(step_seconds: float) -> int:
+    return max(LEAST_STEPS, min(SAMPLE.steps, int(TRAINING_SECONDS / step_seconds)))
+
+
+def _environment() -> str:
+    compiled = "compiled" if dk.status().cpu.loaded else "not compiled"
+    return (
+        f"{cpu_name()}, {torch.get_num_threads()} threads, GPU: {gpu_names()}, "
+        f"torch {torch.__version__}, dlv3p_kernels {dk.__version__}, CPU kernels {compiled}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

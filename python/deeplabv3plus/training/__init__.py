@@ -1,0 +1,1 @@
+"""Training: settings, loop, log (needs the extra `train`, all but `config`)."""
