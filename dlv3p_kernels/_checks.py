@@ -72,7 +72,7 @@ def padding(op: str, value: Ints) -> list[int]:
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast to the autocast dtype of `x`'s device where autocast is on, as `F.conv2d` does."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return (x, *others)
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
