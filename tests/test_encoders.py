@@ -196,8 +196,9 @@ def test_xception_module_is_the_written_out_one(skip: str, stride: int, rate: in
     module.double().eval()
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            for value in (layer.running_mean, layer.running_var, layer.weight.data):
+            for value in (layer.running_var, layer.weight.data):
                 value.uniform_(0.5, 1.5)
+            layer.running_mean.uniform_(-0.2, 0.2)
     x = torch.randn(2, 8, 12, 9, dtype=torch.float64)  # even and odd, half of it negative
     torch.testing.assert_close(module(x), _stock_module(module, x, stride, rate))
 
@@ -211,16 +212,26 @@ def test_last_xception_module_activates_inside_and_has_no_skip() -> None:
     assert not any(conv.pre_activation for conv in last.children())
 
 
-def test_xception_low_level_features_are_before_the_relu_and_the_stride() -> None:
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("xception41", "entry_flow.1.separable_conv2"),
+        ("xception71", "entry_flow.2.separable_conv2"),
+        ("resnet50", "layer1"),
+        ("mobilenet_v2", "features.3"),
+    ],
+)
+def test_low_level_features_come_from(name: str, module: str) -> None:
     torch.manual_seed(0)
-    for name, module in (("xception41", 1), ("xception71", 2)):
-        encoder = build_encoder(name)
-        seen: list[Tensor] = []
-        tapped = encoder.entry_flow[module].separable_conv2
-        tapped.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.clone()))
-        low_level, _ = encoder(torch.randn(1, 3, 33, 33))
-        assert torch.equal(low_level, seen[0])
-        assert low_level.min() < 0
+    encoder = build_encoder(name)
+    seen: list[Tensor] = []
+    encoder.get_submodule(module).register_forward_hook(
+        lambda _module, _inputs, out: seen.append(out.clone())
+    )
+    low_level, _ = encoder(torch.randn(1, 3, 33, 33))
+    assert torch.equal(low_level, seen[0])
+    # before the ReLU of what follows, except in ResNet
+    assert (low_level.min() < 0) == (name != "resnet50")
 
 
 def test_xception_batch_norm_eps() -> None:
