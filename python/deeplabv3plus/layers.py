@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,11 +106,11 @@ def same_padding(kernel_size: int, rate: int) -> int:
     return rate * (kernel_size - 1) // 2
 
 
-def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Bilinear resize of (N, C, H, W) to (N, C, *size); the map itself where the size is right."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, list(size), mode="bilinear", align_corners=align_corners)
 
 
 def init_weights(module: nn.Module) -> None:

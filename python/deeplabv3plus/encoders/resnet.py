@@ -58,6 +58,11 @@ class ResNet(Encoder):
     for Semantic Image Segmentation", 2017, section 3.2.1.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     low_level_channels = 256
     out_channels = 2048
 

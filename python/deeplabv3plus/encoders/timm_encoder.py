@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import dlv3p_kernels as dk
@@ -33,15 +35,10 @@ class TimmEncoder(Encoder):
             `output_stride`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        output_stride: int = 16,
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, name: str, output_stride: int = 16, in_channels: int = 3) -> None:
         super().__init__()
         self.output_stride = output_stride
-        self.model = _create(name, output_stride, in_channels)
+        self.model: Any = _create(name, output_stride, in_channels)
         strides = self.model.feature_info.reduction()
         channels = self.model.feature_info.channels()
         if _LOW_LEVEL_STRIDE not in strides or strides[-1] != output_stride:
@@ -63,7 +60,7 @@ class TimmEncoder(Encoder):
         return maps[self._low_level], maps[-1]
 
 
-def _create(name: str, output_stride: int, in_channels: int) -> nn.Module:
+def _create(name: str, output_stride: int, in_channels: int) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -73,7 +70,9 @@ def _create(name: str, output_stride: int, in_channels: int) -> nn.Module:
     if not timm.is_model(name):
         raise ValueError(f"encoder timm:{name}: timm {timm.__version__} has no model {name!r}")
     # Many nets have no such argument, but all they need is to be left at their native stride.
-    stride = {} if output_stride == _NATIVE_STRIDE else {"output_stride": output_stride}
+    stride: dict[str, Any] = (
+        {} if output_stride == _NATIVE_STRIDE else {"output_stride": output_stride}
+    )
     try:
         return timm.create_model(name, features_only=True, in_chans=in_channels, **stride)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
@@ -95,16 +94,10 @@ def swap_depthwise(model: nn.Module) -> None:
 
 
 def _as_depthwise(layer: nn.Conv2d) -> dk.nn.DepthwiseConv2d:
+    kept = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in kept}
     new = dk.nn.DepthwiseConv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        bias=layer.bias is not None,
-        padding_mode=layer.padding_mode,
-        device="meta",
+        **arguments, bias=layer.bias is not None, padding_mode=layer.padding_mode, device="meta"
     )
     new.weight, new.bias = layer.weight, layer.bias
     return new.train(layer.training)
