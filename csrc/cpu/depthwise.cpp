@@ -21,9 +21,9 @@ namespace {
 using Ints = std::vector<int64_t>;
 
 // Held source rows of a task should stay in the second-level cache (from 256 KiB per core).
-constexpr int64_t kHeldRowsBytes = 192 * 1024;
+const int64_t kHeldRowsBytes = (getenv("HB") ? atoi(getenv("HB")) : 192) * 1024;
 // Wide blocks read long pieces of memory; wider than this gains nothing more.
-constexpr int64_t kMostChannels = 512;
+constexpr int64_t kMostChannels = 2048;
 // Enough tasks to keep many cores busy and even out their speeds; more would repeat set-up work.
 // Independent of the number of threads, so results are too.
 constexpr int64_t kWantedTasks = 64;
@@ -152,6 +152,12 @@ void gather(Gather& g, Element element, Direction direction, const Axes& axes) {
   const GatherPlanner planner(direction, axes.rows, axes.columns, bands);
   g.plan = planner.plan();
   g.groups = std::min(g.groups, g.batch * g.plan.bands);
+  const int64_t lanes = gather_code().vector_bytes / sum_bytes(element);
+  g.padded_channels = (g.channels + lanes - 1) / lanes * lanes;
+  Scratch packed;
+  g.packed_weight = packed.at_least((g.kernel_height * g.kernel_width + 1) * g.padded_channels *
+                                    sum_bytes(element));
+  gather_code().pack_weight[static_cast<int>(element)](g);
   run_tasks(g, element);
 }
 

@@ -42,14 +42,23 @@ struct RowTaps {
 
 // Rows stand in an order in which neighbours share source rows: with dilation d that is
 // 0, d, 2d, ..., 1, d + 1, ... A band is a piece of that order; bands are independent work.
+struct ColumnRuns {
+  const ColumnRun* runs;
+  int64_t count;
+};
+
 struct GatherPlan {
   const RowTaps* rows;
   const AxisTap* row_taps;
   const int64_t* band_begin;  // bands + 1 positions in `rows`
   int64_t bands;
-  const ColumnRun* runs;
-  int64_t run_count;
+  // Exact runs name only taps inside the source. Merged ones are fewer and longer, because taps may
+  // also read the zeros that held source rows have on both sides, where that is little more work.
+  ColumnRuns exact;
+  ColumnRuns merged;
   const AxisTap* column_taps;
+  int64_t held_left;   // zeros in front of a held source row
+  int64_t held_width;  // with the zeros on both sides
 };
 
 // A tensor (N, C, H, W) in memory, strides in elements. Channels or columns are adjacent.
@@ -68,11 +77,14 @@ struct Gather {
   Map source;
   Map destination;  // data == nullptr: not wanted
   Map other;        // data == nullptr: no weight gradient wanted
-  const void* weight;      // (channels, kernel_height * kernel_width)
+  const void* weight;      // (channels, taps), taps = kernel_height * kernel_width
   const void* bias;        // (channels), nullptr: none
+  void* packed_weight;     // (taps + 1, padded_channels) in the accumulation type, last row: bias
+  bool weight_is_finite;
   void* weight_gradients;  // (groups, taps, channels) in the accumulation type
   int64_t batch;
   int64_t channels;
+  int64_t padded_channels;  // channels rounded up to whole vectors
   int64_t kernel_height;
   int64_t kernel_width;
   // A task is one block of channels and one group of the batch * bands pieces of the map.
@@ -83,7 +95,9 @@ struct Gather {
 struct GatherCode {
   const char* name;
   int vector_bytes;
-  // By Element: bytes of scratch memory that a task needs, and the task itself.
+  // By Element: fills packed_weight and weight_is_finite; bytes of scratch memory that a task
+  // needs; the task itself.
+  void (*pack_weight[kElementKinds])(Gather&);
   int64_t (*scratch_bytes[kElementKinds])(const Gather&);
   void (*run_task[kElementKinds])(const Gather&, int64_t task, void* scratch);
 };

@@ -10,72 +10,88 @@ namespace {
 constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where a tap of the current run reads, from its first destination pixel, and its weight's place.
+// Where a tap reads for the first pixel of the current run, and which weight it is.
 struct Tap {
   int64_t source;
   int64_t weight;
 };
 
-// Destination pixels computed together: each weight is loaded once for all of them, and their sums
-// are independent, which hides the latency of multiply-add (4 cycles at 1 or 2 a cycle).
+// Most destination pixels computed together: a weight is loaded once for all of them, and their sums
+// are independent, which hides the latency of multiply-add. Half to three quarters of the registers.
+#if defined(__AVX512F__)
+constexpr int kPixels = 12;
+#else
 constexpr int kPixels = 8;
+#endif
 
 // Weight-gradient sums held in registers at once: the taps of a 3x3 kernel.
 constexpr int kSums = 9;
 
+// A run of destination pixels, one vector of channels deep.
 template <class A, class D>
-struct RunTarget {
-  D* data;
-  int64_t pitch;  // elements between pixels of the run
+struct GatherRun {
+  const A* source;
+  int64_t pitch;  // elements between the source pixels of neighbours in the run
+  const Tap* taps;
+  int64_t tap_count;
+  const A* weight;
+  int64_t weight_pitch;  // elements between the weights of neighbouring taps
+  const A* bias;
+  D* out;
+  int64_t out_pitch;
   int64_t lanes;  // channels to write, fewer than a vector in the last one
+
+  // The next `chunks` times P pixels.
+  template <int P>
+  void gather_chunks(int64_t chunks) {
+    const Vec<A> start = load(bias);
+    for (; chunks > 0; --chunks, source += P * pitch, out += P * out_pitch) {
+      Vec<A> sum[P];
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) sum[p] = start;
+      for (int64_t t = 0; t < tap_count; ++t) {
+        const Vec<A> w = load(weight + taps[t].weight * weight_pitch);
+        const A* from = source + taps[t].source;
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p, from += pitch) sum[p] += w * load(from);
+      }
+      D* to = out;
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p, to += out_pitch) {
+        if (lanes == kLanesOf<A>) {
+          store(to, sum[p]);
+        } else {
+          store_partial<A>(to, sum[p], lanes);
+        }
+      }
+    }
+  }
+
+  template <int P = kPixels>
+  DLV3P_INLINE void gather_chunks_of(int64_t pixels, int64_t chunks) {
+    if constexpr (P > 0) {
+      if (pixels == P) {
+        gather_chunks<P>(chunks);
+      } else {
+        gather_chunks_of<P - 1>(pixels, chunks);
+      }
+    }
+  }
+
+  // In the fewest chunks, of sizes that differ by one at most: a short last one would be slow.
+  void gather(int64_t count) {
+    const int64_t chunks = ceil_div(count, kPixels);
+    const int64_t size = ceil_div(count, chunks);
+    const int64_t smaller = size * chunks - count;
+    gather_chunks_of(size, chunks - smaller);
+    if (smaller) gather_chunks_of(size - 1, smaller);
+  }
 };
 
-template <int P, class A, class D>
-DLV3P_INLINE void gather_pixels(const A* source, int64_t pitch, const Tap* taps, int64_t tap_count,
-                                const A* weight, Vec<A> bias, RunTarget<A, D> out) {
-  Vec<A> sum[P];
-#pragma GCC unroll 8
-  for (int p = 0; p < P; ++p) sum[p] = bias;
-  for (int64_t t = 0; t < tap_count; ++t) {
-    const Vec<A> w = load(weight + taps[t].weight);
-    const A* from = source + taps[t].source;
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) sum[p] += w * load(from + p * pitch);
-  }
-  if (out.lanes == kLanesOf<A>) {
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) store(out.data + p * out.pitch, sum[p]);
-  } else {
-    for (int p = 0; p < P; ++p) store_partial<A>(out.data + p * out.pitch, sum[p], out.lanes);
-  }
-}
-
-template <class A, class D>
-void gather_run(const A* source, int64_t pitch, const Tap* taps, int64_t tap_count, const A* weight,
-                Vec<A> bias, RunTarget<A, D> out, int64_t count) {
-  const auto advance = [&](int64_t pixels) {
-    source += pixels * pitch;
-    out.data += pixels * out.pitch;
-    count -= pixels;
-  };
-  for (; count >= kPixels; advance(kPixels)) {
-    gather_pixels<kPixels>(source, pitch, taps, tap_count, weight, bias, out);
-  }
-  if (count >= 4) {
-    gather_pixels<4>(source, pitch, taps, tap_count, weight, bias, out);
-    advance(4);
-  }
-  if (count >= 2) {
-    gather_pixels<2>(source, pitch, taps, tap_count, weight, bias, out);
-    advance(2);
-  }
-  if (count) gather_pixels<1>(source, pitch, taps, tap_count, weight, bias, out);
-}
-
-// sums[taps[t].weight] += sum over the run of other * source at tap t, for the T taps at `taps`.
+// sums[taps[t].weight * sums_pitch] += sum over the run of other * source at tap t, for the T taps at `taps`.
 template <int T, class A>
 void correlate_taps(const A* source, int64_t pitch, const Tap* taps, const A* other,
-                    int64_t other_pitch, int64_t count, A* sums) {
+                    int64_t other_pitch, int64_t count, A* sums, int64_t sums_pitch) {
   // With few taps several pixels at once keep enough independent sums in flight.
   constexpr int U = T <= 2 ? 4 : T <= 4 ? 2 : 1;
   Vec<A> sum[U][T] = {};
@@ -96,7 +112,7 @@ void correlate_taps(const A* source, int64_t pitch, const Tap* taps, const A* ot
   }
   for (int t = 0; t < T; ++t) {
     for (int u = 1; u < U; ++u) sum[0][t] += sum[u][t];
-    A* total = sums + taps[t].weight;
+    A* total = sums + taps[t].weight * sums_pitch;
     store(total, load(total) + sum[0][t]);
   }
 }
@@ -104,12 +120,12 @@ void correlate_taps(const A* source, int64_t pitch, const Tap* taps, const A* ot
 template <int T, class A>
 DLV3P_INLINE void correlate_up_to(int64_t tap_count, const A* source, int64_t pitch,
                                   const Tap* taps, const A* other, int64_t other_pitch,
-                                  int64_t count, A* sums) {
+                                  int64_t count, A* sums, int64_t sums_pitch) {
   if constexpr (T > 0) {
     if (tap_count == T) {
-      correlate_taps<T>(source, pitch, taps, other, other_pitch, count, sums);
+      correlate_taps<T>(source, pitch, taps, other, other_pitch, count, sums, sums_pitch);
     } else {
-      correlate_up_to<T - 1>(tap_count, source, pitch, taps, other, other_pitch, count, sums);
+      correlate_up_to<T - 1>(tap_count, source, pitch, taps, other, other_pitch, count, sums, sums_pitch);
     }
   }
 }
@@ -149,21 +165,24 @@ class Task {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used_);
       used_ += ceil_div(count * sizeof(*pointer), 64) * 64;
     };
-    const int64_t width = vectors_ * L;
-    take(weight_, tap_count_ * width);
-    take(bias_, width);
-    take(converted_, g_.block * tap_count_ + L);
-    take(sums_, tap_count_ * width);
-    take(source_, g_.kernel_height * g_.source.width * width);
-    take(other_, g_.other.data ? g_.other.width * width : 0);
-    take(destination_, g_.destination.data ? g_.destination.width * width : 0);
+    take(sums_, g_.other.data ? tap_count_ * vectors_ * L : 0);
+    take(source_, vectors_ * plane() * L);
+    take(other_, g_.other.data ? vectors_ * g_.other.width * L : 0);
+    take(destination_, by_columns(g_.destination) ? vectors_ * g_.destination.width * L : 0);
     take(slots_, g_.kernel_height);
     take(taps_, tap_count_);
   }
 
+  static bool by_columns(const Map& map) { return map.data && !map.channels_adjacent; }
+
+  // Held pixels per vector of channels.
+  int64_t plane() const { return g_.kernel_height * g_.plan.held_width; }
+
   void run_group(int64_t group) {
-    pack_weights();
-    for (int64_t i = 0; i < tap_count_ * vectors_ * L; ++i) sums_[i] = 0;
+    clear_zeros();
+    if (g_.other.data) {
+      for (int64_t i = 0; i < tap_count_ * vectors_ * L; ++i) sums_[i] = 0;
+    }
     const int64_t pieces = g_.batch * g_.plan.bands;
     const int64_t end = (group + 1) * pieces / g_.groups;
     for (int64_t piece = group * pieces / g_.groups; piece < end; ++piece) {
@@ -176,48 +195,110 @@ class Task {
     for (int64_t s = 0; s < g_.kernel_height; ++s) slots_[s] = {-1, 0};
     const GatherPlan& plan = g_.plan;
     for (int64_t r = plan.band_begin[band]; r < plan.band_begin[band + 1]; ++r) {
-      run_row(image, plan.rows[r]);
+      run_row(image, plan.rows[r], r + 1 < plan.band_begin[band + 1] ? &plan.rows[r + 1] : nullptr);
     }
   }
 
-  void run_row(int64_t image, const RowTaps& row) {
+  void run_row(int64_t image, const RowTaps& row, const RowTaps* next) {
     for (int64_t t = row.tap_begin; t < row.tap_end; ++t) {
       hold(image, g_.plan.row_taps[t].index, row);
     }
-    if (g_.other.data) pack_row(g_.other, image, row.row, other_, g_.other.width);
-    for (int64_t r = 0; r < g_.plan.run_count; ++r) {
-      const ColumnRun& run = g_.plan.runs[r];
+    bool finite = g_.weight_is_finite;
+    if (g_.other.data) {
+      finite &= pack_row<true>(g_.other, image, row.row, other_, g_.other.width);
+    }
+    if (next && PFL) look_ahead(image, *next);
+    // Zeros beside the source are multiplied too; only with finite factors do they add nothing.
+    const ColumnRuns& runs = finite ? g_.plan.merged : g_.plan.exact;
+    for (int64_t r = 0; r < runs.count; ++r) {
+      const ColumnRun& run = runs.runs[r];
       const int64_t count = list_taps(row, run);
       for (int64_t v = 0; v < vectors_; ++v) {
         if (g_.destination.data) gather(image, row.row, run, v, count);
         if (g_.other.data) correlate(run, v, count);
+        if (next && PFL) fetch_some();
       }
     }
-    if (g_.destination.data && !g_.destination.channels_adjacent) unpack_row(image, row.row);
+    if (by_columns(g_.destination)) unpack_row(image, row.row);
   }
+
+  // --- fetching the next row into cache while this one is worked on -----------------------------
+
+  struct Pieces {
+    const char* data;
+    int64_t count;
+    int64_t pitch;
+    int64_t bytes;
+  };
+
+  Pieces pieces_of(const Map& map, int64_t image, int64_t row) const {
+    const char* data = static_cast<const char*>(map.data) +
+                       (image * map.stride_n + row * map.stride_h +
+                        first_channel_ * map.stride_c) * static_cast<int64_t>(sizeof(S));
+    const int64_t size = sizeof(S);
+    return map.channels_adjacent
+               ? Pieces{data, map.width, map.stride_w * size, channels_ * size}
+               : Pieces{data, channels_, map.stride_c * size, map.width * size};
+  }
+
+  void look_ahead(int64_t image, const RowTaps& next) {
+    ahead_count_ = 0;
+    ahead_steps_ = g_.plan.merged.count * vectors_;
+    ahead_step_ = 0;
+    for (int64_t t = next.tap_begin; t < next.tap_end && ahead_count_ < 1; ++t) {
+      const int64_t row = g_.plan.row_taps[t].index;
+      if (slot_of(row) == g_.kernel_height) ahead_[ahead_count_++] = pieces_of(g_.source, image, row);
+    }
+    if (g_.other.data) ahead_[ahead_count_++] = pieces_of(g_.other, image, next.row);
+    reads_ = ahead_count_;
+    if (g_.destination.data) ahead_[ahead_count_++] = pieces_of(g_.destination, image, next.row);
+  }
+
+  void fetch_some() {
+    for (int64_t a = 0; a < ahead_count_; ++a) {
+      const Pieces& p = ahead_[a];
+      const int64_t end = (ahead_step_ + 1) * p.count / ahead_steps_;
+      for (int64_t i = ahead_step_ * p.count / ahead_steps_; i < end; ++i) {
+        const char* piece = p.data + i * p.pitch;
+        for (int64_t b = 0; b < p.bytes; b += 64) {
+          if (a < reads_) __builtin_prefetch(piece + b, 0, PFL); else __builtin_prefetch(piece + b, 1, 3);
+        }
+      }
+    }
+    ++ahead_step_;
+  }
+  Pieces ahead_[3];
+  int64_t ahead_count_ = 0, ahead_steps_ = 1, ahead_step_ = 0, reads_ = 0;
 
   int64_t list_taps(const RowTaps& row, const ColumnRun& run) {
     int64_t count = 0;
     for (int64_t i = row.tap_begin; i < row.tap_end; ++i) {
       const AxisTap& down = g_.plan.row_taps[i];
-      const int64_t held = slot_of(down.index) * g_.source.width;
+      const int64_t held = slot_of(down.index) * g_.plan.held_width + g_.plan.held_left;
       for (int64_t j = run.tap_begin; j < run.tap_end; ++j) {
         const AxisTap& across = g_.plan.column_taps[j];
-        taps_[count++] = {(held + across.index) * L,
-                          (down.k * g_.kernel_width + across.k) * vectors_ * L};
+        taps_[count++] = {(held + across.index) * L, down.k * g_.kernel_width + across.k};
       }
     }
     return count;
   }
 
   void gather(int64_t image, int64_t row, const ColumnRun& run, int64_t v, int64_t tap_count) {
-    const A* source = source_ + v * g_.kernel_height * g_.source.width * L;
-    const int64_t pitch = run.source_step * L;
     const Map& map = g_.destination;
+    const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + v * L;
     const auto go = [&](auto* data, int64_t step, int64_t lanes) {
-      using D = std::remove_pointer_t<decltype(data)>;
-      gather_run(source, pitch, taps_, tap_count, weight_ + v * L, load(bias_ + v * L),
-                 RunTarget<A, D>{data + run.first * step, run.step * step, lanes}, run.count);
+      GatherRun<A, std::remove_pointer_t<decltype(data)>>{
+          source_ + v * plane() * L,
+          run.source_step * L,
+          taps_,
+          tap_count,
+          weight,
+          g_.padded_channels,
+          weight + tap_count_ * g_.padded_channels,
+          data + run.first * step,
+          run.step * step,
+          lanes}
+          .gather(run.count);
     };
     if (map.channels_adjacent) {
       go(static_cast<S*>(map.data) + image * map.stride_n + row * map.stride_h + first_channel_ +
@@ -229,11 +310,11 @@ class Task {
   }
 
   void correlate(const ColumnRun& run, int64_t v, int64_t tap_count) {
-    const A* source = source_ + v * g_.kernel_height * g_.source.width * L;
+    const A* source = source_ + v * plane() * L;
     const A* other = other_ + (v * g_.other.width + run.first) * L;
     for (int64_t t = 0; t < tap_count; t += kSums) {
       correlate_up_to<kSums>(min_of(kSums, tap_count - t), source, run.source_step * L, taps_ + t,
-                             other, run.step * L, run.count, sums_ + v * L);
+                             other, run.step * L, run.count, sums_ + v * L, vectors_ * L);
     }
   }
 
@@ -259,8 +340,21 @@ class Task {
       if (oldest < 0 || slots_[s].age < slots_[oldest].age) oldest = s;
     }
     slots_[oldest] = {row, ++clock_};
-    pack_row(g_.source, image, row, source_ + oldest * g_.source.width * L,
-             g_.kernel_height * g_.source.width);
+    pack_row<false>(g_.source, image, row, held_row(oldest), plane());
+  }
+
+  A* held_row(int64_t slot) {
+    return source_ + (slot * g_.plan.held_width + g_.plan.held_left) * L;
+  }
+
+  void clear_zeros() {
+    const int64_t right = g_.plan.held_width - g_.plan.held_left - g_.source.width;
+    for (int64_t row = 0; row < vectors_ * g_.kernel_height; ++row) {
+      A* held = source_ + row * g_.plan.held_width * L;
+      for (int64_t i = 0; i < g_.plan.held_left * L; ++i) held[i] = 0;
+      held += (g_.plan.held_width - right) * L;
+      for (int64_t i = 0; i < right * L; ++i) held[i] = 0;
+    }
   }
 
   bool needed(int64_t source_row, const RowTaps& row) const {
@@ -270,31 +364,44 @@ class Task {
     return false;
   }
 
-  // Row `row` of the task's channels to vectors[v * plane + column].
-  void pack_row(const Map& map, int64_t image, int64_t row, A* to, int64_t plane) {
+  // Row `row` of the task's channels to vectors[v * plane + column]; with kCheck whether all of them
+  // are finite.
+  template <bool kCheck>
+  bool pack_row(const Map& map, int64_t image, int64_t row, A* to, int64_t plane) {
     const S* from = static_cast<const S*>(map.data) + image * map.stride_n + row * map.stride_h +
                     first_channel_ * map.stride_c;
+    Vec<A> zeros = {};
     if (map.channels_adjacent) {
-      pack_channels(from, map, to, plane);
+      pack_channels<kCheck>(from, map, to, plane, zeros);
     } else {
       for (int64_t v = 0; v < vectors_; ++v) {
-        pack_columns(from + v * L * map.stride_c, map, min_of(L, channels_ - v * L),
-                     to + v * plane * L);
+        pack_columns<kCheck>(from + v * L * map.stride_c, map, min_of(L, channels_ - v * L),
+                             to + v * plane * L, zeros);
       }
     }
+    return all_zero(zeros);
   }
 
-  void pack_channels(const S* from, const Map& map, A* to, int64_t plane) {
+  template <bool kCheck>
+  DLV3P_INLINE static void put(A* to, Vec<A> v, Vec<A>& zeros) {
+    store(to, v);
+    if (kCheck) zeros += v * A{0};  // not a number where v is not finite
+  }
+
+  template <bool kCheck>
+  void pack_channels(const S* from, const Map& map, A* to, int64_t plane, Vec<A>& zeros) {
     const int64_t whole = channels_ / L;
     for (int64_t x = 0; x < map.width; ++x, from += map.stride_w, to += L) {
-      for (int64_t v = 0; v < whole; ++v) store(to + v * plane * L, load(from + v * L));
+      for (int64_t v = 0; v < whole; ++v) put<kCheck>(to + v * plane * L, load(from + v * L), zeros);
       if (whole < vectors_) {
-        store(to + whole * plane * L, load_partial<A>(from + whole * L, channels_ - whole * L));
+        put<kCheck>(to + whole * plane * L, load_partial<A>(from + whole * L, channels_ - whole * L),
+                    zeros);
       }
     }
   }
 
-  void pack_columns(const S* from, const Map& map, int64_t channels, A* to) {
+  template <bool kCheck>
+  void pack_columns(const S* from, const Map& map, int64_t channels, A* to, Vec<A>& zeros) {
     for (int64_t x = 0; x < map.width; x += L) {
       const int64_t at = block_start(x, map.width);
       const int64_t columns = min_of(L, map.width);
@@ -308,7 +415,7 @@ class Task {
         }
       }
       transpose<A>(block);
-      for (int64_t i = 0; i < columns; ++i) store(to + (at + i) * L, block[i]);
+      for (int64_t i = 0; i < columns; ++i) put<kCheck>(to + (at + i) * L, block[i], zeros);
     }
   }
 
@@ -342,27 +449,6 @@ class Task {
     }
   }
 
-  // --- weights, held as [tap][channel] ----------------------------------------------------------
-
-  void pack_weights() {
-    const int64_t width = vectors_ * L;
-    convert(static_cast<const S*>(g_.weight) + first_channel_ * tap_count_, channels_ * tap_count_);
-    for (int64_t t = 0; t < tap_count_; ++t) {
-      for (int64_t c = 0; c < channels_; ++c) weight_[t * width + c] = converted_[c * tap_count_ + t];
-      for (int64_t c = channels_; c < width; ++c) weight_[t * width + c] = 0;
-    }
-    if (g_.bias) convert(static_cast<const S*>(g_.bias) + first_channel_, channels_);
-    for (int64_t c = 0; c < width; ++c) {
-      bias_[c] = g_.bias && c < channels_ ? converted_[c] : 0;
-    }
-  }
-
-  void convert(const S* from, int64_t count) {
-    int64_t i = 0;
-    for (; i + L <= count; i += L) store(converted_ + i, load(from + i));
-    if (i < count) store(converted_ + i, load_partial<A>(from + i, count - i));
-  }
-
   void write_sums(int64_t group) {
     A* to = static_cast<A*>(g_.weight_gradients) + group * tap_count_ * g_.channels + first_channel_;
     for (int64_t t = 0; t < tap_count_; ++t) {
@@ -377,9 +463,6 @@ class Task {
   int64_t vectors_;
   int64_t used_ = 0;
   int64_t clock_ = 0;
-  A* weight_;
-  A* bias_;
-  A* converted_;
   A* sums_;
   A* source_;
   A* other_;
@@ -387,6 +470,45 @@ class Task {
   Slot* slots_;
   Tap* taps_;
 };
+
+// (channels, taps) and the bias to (taps + 1, padded_channels), zeros in the padding.
+template <class S, class A>
+void pack_weight(Gather& g) {
+  constexpr int64_t L = kLanesOf<A>;
+  const int64_t taps = g.kernel_height * g.kernel_width;
+  A* packed = static_cast<A*>(g.packed_weight);
+  Vec<A> zeros = {};
+  const auto convert = [&](const void* from, int64_t begin, int64_t count, A* to) {
+    const S* p = static_cast<const S*>(from) + begin;
+    const Vec<A> v = count == L ? load(p) : load_partial<A>(p, count);
+    store(to, v);
+    zeros += v * A{0};
+  };
+  const int64_t count = g.channels * taps;
+  int64_t channel = 0;
+  int64_t tap = 0;
+  for (int64_t i = 0; i < count; i += L) {
+    A converted[L];
+    const int64_t part = min_of(L, count - i);
+    convert(g.weight, i, part, converted);
+    for (int64_t j = 0; j < part; ++j) {
+      packed[tap * g.padded_channels + channel] = converted[j];
+      if (++tap == taps) {
+        tap = 0;
+        ++channel;
+      }
+    }
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t c = g.channels; c < g.padded_channels; ++c) packed[t * g.padded_channels + c] = 0;
+  }
+  g.weight_is_finite = all_zero(zeros);
+  A* bias = packed + taps * g.padded_channels;
+  for (int64_t c = 0; c < g.padded_channels; c += L) {
+    store(bias + c, Vec<A>{});
+    if (g.bias) convert(g.bias, c, min_of(L, g.channels - c), bias + c);
+  }
+}
 
 }  // namespace
 
@@ -399,6 +521,8 @@ extern const GatherCode DLV3P_JOIN(gather_code_, DLV3P_ISA);
 const GatherCode DLV3P_JOIN(gather_code_, DLV3P_ISA) = {
     DLV3P_STRING(DLV3P_ISA),
     kVectorBytes,
+    {pack_weight<float, float>, pack_weight<BFloat16, float>, pack_weight<Float16, float>,
+     pack_weight<double, double>},
     {Task<float, float>::scratch_bytes, Task<BFloat16, float>::scratch_bytes,
      Task<Float16, float>::scratch_bytes, Task<double, double>::scratch_bytes},
     {Task<float, float>::run, Task<BFloat16, float>::run, Task<Float16, float>::run,

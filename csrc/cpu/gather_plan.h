@@ -18,14 +18,23 @@ class GatherPlanner {
   GatherPlan plan() const;  // points into this object
 
  private:
-  void plan_rows(Direction direction, const ConvAxis& axis, int64_t bands);
-  void plan_columns(Direction direction, const ConvAxis& axis);
+  void plan_rows(int64_t bands);
+  void plan_columns();
+  void add_exact_runs(int64_t phase);
+  void add_merged_runs(int64_t phase, std::size_t exact_begin);
+
+  const Direction direction_;
+  const ConvAxis rows_axis_;
+  const ConvAxis columns_axis_;
 
   std::vector<RowTaps> rows_;
   std::vector<AxisTap> row_taps_;
   std::vector<int64_t> band_begin_;
-  std::vector<ColumnRun> runs_;
+  std::vector<ColumnRun> exact_;
+  std::vector<ColumnRun> merged_;
   std::vector<AxisTap> column_taps_;
+  int64_t zeros_left_ = 0;
+  int64_t zeros_right_ = 0;
 };
 
 }  // namespace dlv3p

@@ -128,17 +128,24 @@ DLV3P_INLINE void store(Float16* p, Vec<float> v) {
 }
 #endif
 
+template <class V>
+DLV3P_INLINE bool all_zero(const V& v) {
+  bool zero = true;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) zero &= v[i] == 0;
+  return zero;
+}
+
 // --- the first n lanes ---------------------------------------------------------------------------
 
 template <class A, class S>
-DLV3P_INLINE Vec<A> load_partial(const S* p, int64_t n) {
+__attribute__((noinline)) Vec<A> load_partial(const S* p, int64_t n) {
   S lanes[kLanesOf<A>] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
 
 template <class A, class S>
-DLV3P_INLINE void store_partial(S* p, Vec<A> v, int64_t n) {
+__attribute__((noinline)) void store_partial(S* p, Vec<A> v, int64_t n) {
   S lanes[kLanesOf<A>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
