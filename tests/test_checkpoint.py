@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from deeplabv3plus import DeepLabV3Plus
 from deeplabv3plus.atomic import write_bytes
 from deeplabv3plus.checkpoint import Checkpoint, load_weights
@@ -92,9 +91,9 @@ def test_files_that_are_no_checkpoint(
 
 def test_other_contents_and_no_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="other.pt: expected a checkpoint of format .* got None"):
+    with pytest.raises(ValueError, match=r"other.pt: expected a checkpoint of format .* got None"):
         Checkpoint.load(tmp_path / "other.pt")
-    with pytest.raises(FileNotFoundError, match="none.pt: no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"none.pt: no such checkpoint"):
         Checkpoint.load(tmp_path / "none.pt")
 
 

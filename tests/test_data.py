@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from voc_folder import COLOURS, NAMES, make_folder, make_pair, write_mask
-
 from deeplabv3plus.classes import VOC_NAMES, ClassSet, voc_palette
 from deeplabv3plus.data import (
     Augmentation,
@@ -22,6 +19,8 @@ from deeplabv3plus.data import (
 )
 from deeplabv3plus.data.voc import read_image
 from deeplabv3plus.normalisation import MEAN, normalise
+from PIL import Image
+from voc_folder import COLOURS, NAMES, make_folder, make_pair, write_mask
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_broken_folder_names_the_file(folder: Path, case: str) -> None:
 def test_mask_outside_the_classes_names_file_and_values(folder: Path) -> None:
     write_mask(folder / "SegmentationClass/b.png", np.full((40, 48), 7, np.uint8))
     pairs = VOCSegmentation(folder, "train")
-    with pytest.raises(ValueError, match="b.png: mask values 7 are outside the 3 classes"):
+    with pytest.raises(ValueError, match=r"b.png: mask values 7 are outside the 3 classes"):
         pairs[1]
 
 
@@ -137,11 +136,11 @@ def test_cut_off_files_are_named(folder: Path) -> None:
     pairs = VOCSegmentation(folder, "train")
     for path in (pairs.images[0], pairs.masks[1]):
         path.write_bytes(path.read_bytes()[:90])
-    with pytest.raises(ValueError, match="a.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"a.png: not a readable picture"):
         pairs[0]
-    with pytest.raises(ValueError, match="b.png: not a readable "):
+    with pytest.raises(ValueError, match=r"b.png: not a readable "):
         pairs[1]
-    with pytest.raises(FileNotFoundError, match="nothing.png: no such picture"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.png: no such picture"):
         read_image(folder / "nothing.png")
 
 
@@ -200,7 +199,7 @@ def test_flips_give_each_view_of_a_square(flips: str, views: int) -> None:
     ],
 )
 def test_augmentation_checks_its_arguments(arguments: dict, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    with pytest.raises(ValueError, match=rf"^{name}: "):
         Augmentation(**arguments)
 
 

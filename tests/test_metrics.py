@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
 from deeplabv3plus.classes import ClassSet
 from deeplabv3plus.ema import ModelEMA
 from deeplabv3plus.evaluation import score_table, scores
 from deeplabv3plus.metrics import ConfusionMatrix
 from deeplabv3plus.schedule import poly
+from torch import nn
 
 
 def test_iou_counted_by_hand() -> None:
@@ -67,7 +66,7 @@ def test_poly_schedule() -> None:
     assert poly(50, 100) == pytest.approx(0.5**0.9)
     assert poly(50, 100, power=1) == pytest.approx(0.5)
     assert [poly(step, 10, power=0, warmup=3) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    with pytest.raises(ValueError, match="^step: expected 0 <= step <= 10"):
+    with pytest.raises(ValueError, match=r"^step: expected 0 <= step <= 10"):
         poly(11, 10)
 
 
@@ -87,5 +86,5 @@ def test_moving_average_follows_its_formula() -> None:
     assert ema.model[1].num_batches_tracked == 8
     assert 0 < ema.model[1].running_mean[0] < model[1].running_mean[0]
     assert not ema.model[0].weight.requires_grad
-    with pytest.raises(ValueError, match="^decay: "):
+    with pytest.raises(ValueError, match=r"^decay: "):
         ModelEMA(model, 1.0)

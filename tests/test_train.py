@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from voc_folder import TINY, make_folder
-
 from deeplabv3plus.checkpoint import Checkpoint
 from deeplabv3plus.data import VOCSegmentation
 from deeplabv3plus.metrics import ConfusionMatrix
@@ -27,6 +25,7 @@ from deeplabv3plus.training.precision import pick_device, use_bfloat16
 from deeplabv3plus.training.setup import build_model, class_pixels
 from deeplabv3plus.training.timer import SaveTimer
 from deeplabv3plus.training.trainer import Trainer, resumed_config
+from voc_folder import TINY, make_folder
 
 CPU = torch.device("cpu")
 
@@ -167,7 +166,7 @@ def test_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> 
     trainer.fit(until=1)
     with torch.no_grad():
         trainer.model.decoder.classifier.bias.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="loss is nan at step 2"):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 2"):
         trainer.fit()
     assert Checkpoint.load(tmp_path / "checkpoint.pt").step == 1
 
@@ -184,7 +183,7 @@ def test_resuming_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> Non
         _trainer(folder, tmp_path, replace(TINY, aspp_channels=4)).resume(state, "x.pt")
     other = make_folder(tmp_path / "other")
     (other / "classes.txt").write_text("sky\nsea\nland")
-    with pytest.raises(ValueError, match="trained for the classes background.*data has sky"):
+    with pytest.raises(ValueError, match=r"trained for the classes background.*data has sky"):
         _trainer(other, tmp_path).resume(state, "x.pt")
     state.training = {}
     with pytest.raises(ValueError, match=r"x.pt: weights for prediction only"):
@@ -205,7 +204,7 @@ def test_resuming_refuses_what_does_not_fit(folder: Path, tmp_path: Path) -> Non
     ],
 )
 def test_settings_are_checked(name: str, value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=f"^{name}: expected"):
+    with pytest.raises(error, match=rf"^{name}: expected"):
         replace(SAMPLE, **{name: value})
 
 
@@ -291,7 +290,7 @@ def test_interrupt_notes_the_signal_and_gives_it_back() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
 def test_device_names_are_checked(name: str) -> None:
-    with pytest.raises(ValueError, match="^device: "):
+    with pytest.raises(ValueError, match=r"^device: "):
         pick_device(name)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from deeplabv3plus.training.config import TrainConfig
+from PIL import Image
 
 NAMES = ("background", "square", "stripe")
 COLOURS = ((20, 20, 20), (200, 60, 60), (60, 60, 200))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.patheffects as effects
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,8 +18,7 @@ from deeplabv3plus.atomic import write_bytes
 from deeplabv3plus.classes import IGNORE_INDEX, ClassSet
 
 Bytes = NDArray[np.uint8]
-OPACITY = 0.5
-_LEGEND_WIDTH = 5
+OPACITY = 0.45
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,14 @@ def colourise(classes_map: Bytes, classes: ClassSet) -> Bytes:
 
 
 def overlay(image: Bytes, classes_map: Bytes, classes: ClassSet) -> Bytes:
-    """Return `image` (H, W, 3) tinted with the class colours and dark outlines around the regions.
+    """Return `image` (H, W, 3) tinted with the class colours, outlined in full colour.
 
     A class called "background" is left untinted.
     """
     clear = [number for number, name in enumerate(classes.names) if name == "background"]
-    opacity = np.where(np.isin(classes_map, [*clear, IGNORE_INDEX]), 0, OPACITY)[..., None]
-    mixed = (1 - opacity) * image + opacity * colourise(classes_map, classes)
-    mixed[_outlines(classes_map)] *= 0.45
+    tinted = ~np.isin(classes_map, [*clear, IGNORE_INDEX])
+    opacity = np.where(_outlines(classes_map), 1.0, OPACITY) * tinted
+    mixed = image + opacity[..., None] * (colourise(classes_map, classes) - image.astype(float))
     return mixed.round().astype(np.uint8)
 
 
@@ -91,7 +90,7 @@ def save_overlay(path: Path, image: Bytes, classes_map: Bytes, classes: ClassSet
 
 
 def save_comparison(path: Path, panels: Sequence[Panel], classes: ClassSet, title: str) -> None:
-    """Write rows of picture | truth | prediction, two examples a row where there are three or more.
+    """Write picture | truth | prediction of each panel, in one to three columns of panels.
 
     Raises:
         OSError: the file cannot be written.
@@ -99,36 +98,33 @@ def save_comparison(path: Path, panels: Sequence[Panel], classes: ClassSet, titl
     """
     if not panels:
         raise ValueError("panels: expected at least one, got none")
-    across = 1 if len(panels) < 3 else 2
+    across = min(3, -(-len(panels) // 3))
     rows = -(-len(panels) // across)
-    figure = Figure(figsize=(7.2 * across, 2.65 * rows + 1.0), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    grid = figure.add_gridspec(rows, across, wspace=0.06)
+    figure = Figure(figsize=(6.6 * across, 2.6 * rows + 1.0), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=14, fontweight="bold")
+    cells = figure.subfigures(rows, across, wspace=0.04, hspace=0.03, squeeze=False)
     for number, panel in enumerate(panels):
-        axes = grid[number % rows, number // rows].subgridspec(1, 3, wspace=0.03).subplots()
-        _draw_panel(axes, panel, classes)
+        _draw_panel(cells[number % rows, number // rows], panel, classes)
     figure.legend(
         handles=[_patch(classes, number, name) for number, name in enumerate(classes.names)],
         loc="outside lower center",
-        ncols=_LEGEND_WIDTH,
+        ncols=2 * across,
         frameon=False,
         fontsize=11,
     )
     _save(figure, path)
 
 
-def _draw_panel(axes: NDArray, panel: Panel, classes: ClassSet) -> None:
-    pictures = (
-        panel.image,
-        overlay(panel.image, panel.truth, classes),
-        overlay(panel.image, panel.prediction, classes),
-    )
-    for axis, picture, label in zip(
-        axes, pictures, (panel.title, "truth", "prediction"), strict=True
-    ):
-        axis.imshow(picture)
-        axis.set_title(label, fontsize=9)
-        axis.axis("off")
+def _draw_panel(cell: SubFigure, panel: Panel, classes: ClassSet) -> None:
+    pictures = {
+        panel.title: panel.image,
+        "truth": overlay(panel.image, panel.truth, classes),
+        "prediction": overlay(panel.image, panel.prediction, classes),
+    }
+    for axes, (label, picture) in zip(cell.subplots(1, 3), pictures.items(), strict=True):
+        axes.imshow(picture)
+        axes.set_title(label, fontsize=10)
+        axes.axis("off")
 
 
 def save_curves(
@@ -163,7 +159,7 @@ def _draw_loss(axes, rows: Sequence[dict[str, float]]) -> None:
     rate.plot(steps, [row["lr"] for row in rows], color="tab:green", linestyle="--", linewidth=1)
     rate.set_ylabel("learning rate (dashed)", color="tab:green")
     rate.set_ylim(0, None)
-    axes.legend(frameon=False, loc="upper center")
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     axes.grid(alpha=0.3)
 
 
@@ -183,7 +179,7 @@ def _draw_scores(axes, rows: Sequence[dict[str, float]], classes: ClassSet) -> N
                     [effects.Stroke(linewidth=3, foreground="0.6"), effects.Normal()]
                 )
     axes.set(xlabel="step", ylabel="IoU", ylim=(0, 1), title="Held-out part")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     axes.grid(alpha=0.3)
 
 
@@ -196,9 +192,13 @@ def _smooth(values: NDArray, share: float = 0.05) -> NDArray:
 
 
 def _outlines(classes_map: Bytes) -> NDArray[np.bool_]:
+    """Return the pixels with a neighbour of another class above, below, left or right."""
     edge = np.zeros(classes_map.shape, bool)
-    edge[1:] |= classes_map[1:] != classes_map[:-1]
-    edge[:, 1:] |= classes_map[:, 1:] != classes_map[:, :-1]
+    down, right = classes_map[1:] != classes_map[:-1], classes_map[:, 1:] != classes_map[:, :-1]
+    for part, differs in ((np.s_[1:], down), (np.s_[:-1], down)):
+        edge[part] |= differs
+    for part, differs in ((np.s_[:, 1:], right), (np.s_[:, :-1], right)):
+        edge[part] |= differs
     return edge
 
 

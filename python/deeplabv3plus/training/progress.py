@@ -10,17 +10,23 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar on stderr over the steps `start` to `stop`, with loss and held-out mean IoU."""
+    """Shows how a run from step `start` to `stop` gets on, with loss and held-out mean IoU.
+
+    On a terminal a bar on stderr; elsewhere a line on stdout after each evaluation.
+    """
 
     def __init__(self, start: int, stop: int, show: bool) -> None:
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=stop,
             initial=start,
             unit="step",
-            disable=not show,
+            disable=not (show and terminal),
             file=sys.stderr,
             dynamic_ncols=True,
         )
+        self._lines = show and not terminal
+        self._stop = stop
         self._loss = 0.0
 
     def __enter__(self) -> Progress:
@@ -41,3 +47,6 @@ class Progress:
             shown["mIoU"] = f"{scores['miou']:.3f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+        if self._lines and "miou" in row:
+            values = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {int(row['step'])} of {self._stop}: {values}", flush=True)
