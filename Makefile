@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -25,7 +26,7 @@ help:
 	@echo "make demo       build, train a DeepLabv3+ on the sample, pictures in demo-output/"
 	@echo "make test       build and run the test suite; PYTEST_ARGS='-k depthwise' selects"
 	@echo "make lint       ruff, clang-format, source rules, mypy"
-	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/"
+	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/; BENCH_ARGS=--quick"
 	@echo "make wheel      build and check dist/*.whl"
 	@echo "make clean      remove what was built; distclean also removes $(VENV)"
 	@echo "variables       PYTHON=$(PYTHON)  VENV=$(VENV)  DLV3P_CUDA=auto|0|1  MAX_JOBS=n"
@@ -46,7 +47,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m mypy
 
 bench: $(VENV)/.native
-	$(BIN)/dlv3p bench --output benchmarks/results
+	$(BIN)/dlv3p bench --output benchmarks/results $(BENCH_ARGS)
 
 wheel: $(VENV)/.dev
 	rm -rf dist build/wheel build/lib* build/bdist*
