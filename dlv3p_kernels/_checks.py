@@ -72,7 +72,8 @@ def padding(op: str, value: Ints) -> list[int]:
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast to the autocast dtype of `x`'s device where autocast is on, as `F.conv2d` does."""
     kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    # Meta tensors have no autocast; torch.compile of torch 2.10 cannot ask whether a device has it.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return (x, *others)
     dtype = torch.get_autocast_dtype(kind)
     return tuple(
