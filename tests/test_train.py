@@ -150,6 +150,22 @@ def confusion_of_background(trainer: Trainer) -> ConfusionMatrix:
     return confusion
 
 
+def test_ctrl_c_in_a_terminal_finishes_the_step_with_workers(folder: Path, tmp_path: Path) -> None:
+    command = [*_command(folder, tmp_path), "--steps=400", "--eval-every=0", "--workers=1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        deadline = time.monotonic() + 60
+        while len(read_log(tmp_path / "log.csv")) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        output, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGINT, errors
+    step = Checkpoint.load(tmp_path / "checkpoint.pt").step
+    assert f"SIGINT: stopped after step {step} of 400" in output
+    assert "Traceback" not in errors
+
+
 def test_training_learns(folder: Path, tmp_path: Path) -> None:
     config = replace(TINY, steps=40, batch_size=4, optimizer="adamw", lr=2e-2, eval_every=0)
     config = replace(config, aspp_channels=32, decoder_channels=32, checkpoint_every=40)

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, asdict, fields
+from types import ModuleType
 from typing import Any
 
 from deeplabv3plus.training.config import DEFAULT_OUTPUT, SAMPLE, TrainConfig
@@ -142,7 +143,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _command(name: str):
+def _command(name: str) -> ModuleType:
     if name == "doctor":
         return importlib.import_module("deeplabv3plus.doctor")
     return importlib.import_module(f"deeplabv3plus.commands.{name}")

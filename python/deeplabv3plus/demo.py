@@ -30,6 +30,7 @@ from deeplabv3plus.normalisation import normalise
 from deeplabv3plus.render import Panel, save_comparison
 from deeplabv3plus.training.config import SAMPLE, TrainConfig
 from deeplabv3plus.training.trainer import Trainer
+from dlv3p_kernels.dispatch import BackendName
 
 WANTED_MIOU = 0.45
 TRAINING_SECONDS = 150.0
@@ -87,7 +88,7 @@ def compare_step(config: TrainConfig, repeats: int = REPEATS) -> StepComparison:
     """Time one training step in turn with stock layers and with ours, on one batch."""
     trainer = _trainer(config, Path(os.devnull))
     images, masks = next(iter(training_batches(trainer.data, config.batch_size, 0, 1)))
-    seconds: dict[str, list[float]] = {"reference": [], "auto": []}
+    seconds: dict[BackendName, list[float]] = {"reference": [], "auto": []}
     for repeat in range(repeats + 1):
         for backend, times in seconds.items():
             with dk.backend(backend):
@@ -107,8 +108,9 @@ def train(config: TrainConfig, output: Path) -> Trainer:
     trainer = _trainer(config, output)
     print(describe(trainer), flush=True)
     start = time.perf_counter()
-    if trainer.fit() is not None:
-        raise KeyboardInterrupt
+    stopped = trainer.fit()
+    if stopped is not None:
+        raise SystemExit(128 + stopped)
     print(f"trained {trainer.step} steps in {time.perf_counter() - start:.0f} s, scores included")
     write_curves(trainer)
     return trainer
@@ -146,7 +148,7 @@ def _time_step(trainer: Trainer, images: Tensor, masks: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _outcome(trainer: Trainer, images: Tensor, masks: Tensor, backend: str) -> list[Tensor]:
+def _outcome(trainer: Trainer, images: Tensor, masks: Tensor, backend: BackendName) -> list[Tensor]:
     """Return the logits and all gradients of one training step in float32."""
     torch.manual_seed(0)  # the same elements are dropped
     parameters = list(trainer.model.parameters())

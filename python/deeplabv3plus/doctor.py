@@ -72,8 +72,8 @@ def self_check() -> str:
         stock = _results(_stock, [tensor.double().to(device) for tensor in inputs])
         for mine, exact in zip(ours, stock, strict=True):
             if not torch.allclose(mine.double(), exact, rtol=1e-4, atol=1e-4):
-                error = float((mine.double() - exact).abs().max())
-                return f"FAILED on {device}: results differ by {error:.2g}"
+                off = float((mine.double() - exact).abs().max())
+                return f"FAILED on {device}: results differ by {off:.2g}"
     return ""
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import matplotlib.patheffects as effects
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
 from deeplabv3plus.atomic import write_bytes
-from deeplabv3plus.classes import IGNORE_INDEX, ClassSet
+from deeplabv3plus.classes import IGNORE_INDEX, ClassSet, Colour
 
 Bytes = NDArray[np.uint8]
 OPACITY = 0.45
@@ -86,7 +88,7 @@ def save_overlay(path: Path, image: Bytes, classes_map: Bytes, classes: ClassSet
         fontsize=10,
         frameon=False,
     )
-    _save(figure, path, extra=[legend])
+    _save(figure, path, legend=legend)
 
 
 def save_comparison(path: Path, panels: Sequence[Panel], classes: ClassSet, title: str) -> None:
@@ -149,7 +151,7 @@ def save_curves(
     _save(figure, path)
 
 
-def _draw_loss(axes, rows: Sequence[dict[str, float]]) -> None:
+def _draw_loss(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
     steps = [row["step"] for row in rows]
     losses = np.array([row["loss"] for row in rows])
     axes.plot(steps, losses, color="0.8", linewidth=0.8, label="loss of the batch")
@@ -163,7 +165,7 @@ def _draw_loss(axes, rows: Sequence[dict[str, float]]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_scores(axes, rows: Sequence[dict[str, float]], classes: ClassSet) -> None:
+def _draw_scores(axes: Axes, rows: Sequence[dict[str, float]], classes: ClassSet) -> None:
     steps = [row["step"] for row in rows]
     axes.plot(
         steps, [row["miou"] for row in rows], "k-o", linewidth=2.5, markersize=4, label="mean"
@@ -171,9 +173,7 @@ def _draw_scores(axes, rows: Sequence[dict[str, float]], classes: ClassSet) -> N
     for name, colour in zip(classes.names, classes.palette, strict=True):
         values = [row.get(f"iou/{name}", np.nan) for row in rows]
         if not np.isnan(values).all():
-            (line,) = axes.plot(
-                steps, values, "-o", color=np.array(colour) / 255, markersize=3, label=name
-            )
+            (line,) = axes.plot(steps, values, "-o", color=_unit(colour), markersize=3, label=name)
             if min(colour) > 200:
                 line.set_path_effects(
                     [effects.Stroke(linewidth=3, foreground="0.6"), effects.Normal()]
@@ -195,19 +195,28 @@ def _outlines(classes_map: Bytes) -> NDArray[np.bool_]:
     """Return the pixels with a neighbour of another class above, below, left or right."""
     edge = np.zeros(classes_map.shape, bool)
     down, right = classes_map[1:] != classes_map[:-1], classes_map[:, 1:] != classes_map[:, :-1]
-    for part, differs in ((np.s_[1:], down), (np.s_[:-1], down)):
-        edge[part] |= differs
-    for part, differs in ((np.s_[:, 1:], right), (np.s_[:, :-1], right)):
-        edge[part] |= differs
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
     return edge
 
 
+def _unit(colour: Colour) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
+
+
 def _patch(classes: ClassSet, number: int, label: str) -> Patch:
-    return Patch(facecolor=np.array(classes.palette[number]) / 255, edgecolor="0.4", label=label)
+    return Patch(facecolor=_unit(classes.palette[number]), edgecolor="0.4", label=label)
 
 
-def _save(figure: Figure, path: Path, extra: Sequence = ()) -> None:
+def _save(figure: Figure, path: Path, legend: Legend | None = None) -> None:
     buffer = io.BytesIO()
-    trim = {"bbox_inches": "tight", "bbox_extra_artists": extra, "pad_inches": 0.1} if extra else {}
-    figure.savefig(buffer, format="png", **trim)
+    if legend is None:
+        figure.savefig(buffer, format="png")
+    else:
+        figure.savefig(
+            buffer, format="png", bbox_inches="tight", bbox_extra_artists=[legend], pad_inches=0.1
+        )
     write_bytes(path, buffer.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -33,7 +34,14 @@ def training_batches(
         batch_sampler=keys,
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
         # Without a generator of its own a DataLoader draws from the global one.
         generator=torch.Generator().manual_seed(data.run_seed),
     )
     yield from loader
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the parent wants to finish its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 DEFAULT_OUTPUT = "dlv3p-output"
 """Folder that `train` writes to and `evaluate` and `segment` look in."""
@@ -55,7 +55,9 @@ class TrainConfig:
     crop: int = _option(513, "side of the training crops in pixels", least=1)
     scale_min: float = _option(0.5, "smallest random scale", least=1e-3)
     scale_max: float = _option(2.0, "largest random scale", least=1e-3)
-    flips: str = _option("horizontal", "random flips", choices=("none", "horizontal", "all"))
+    flips: Literal["none", "horizontal", "all"] = _option(
+        "horizontal", "random flips", choices=("none", "horizontal", "all")
+    )
     jitter: float = _option(0.0, "random change of brightness, contrast, colour", least=0)
     optimizer: str = _option("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = _option(0.007, "learning rate at the start", least=0)

@@ -37,9 +37,16 @@ class RunLog:
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Append a row; it must have `step`."""
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_formatted(row))
+        """Append a row; it must have `step`.
+
+        Raises:
+            OSError: it could not be written; the message names the file.
+        """
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_formatted(row))
+        except OSError as error:
+            raise OSError(f"{self.path}: could not be written ({error.strerror})") from error
         if self._board is not None:
             for name, value in row.items():
                 if name != "step":

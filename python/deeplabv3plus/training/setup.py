@@ -23,7 +23,9 @@ def build_model(config: TrainConfig, num_classes: int, device: torch.device) -> 
     if config.encoder_weights:
         _load_encoder(model, Path(config.encoder_weights))
     model.to(device)
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def class_pixels(pairs: VOCSegmentation) -> Tensor:
@@ -36,12 +38,13 @@ def class_pixels(pairs: VOCSegmentation) -> Tensor:
 
 
 def _load_encoder(model: DeepLabV3Plus, path: Path) -> None:
-    if not hasattr(model.encoder, "load_torchvision"):
+    load = getattr(model.encoder, "load_torchvision", None)
+    if load is None:
         raise ValueError(
             f"encoder_weights: {model.config['encoder']} cannot take weights from a file"
         )
     weights = read_plain(path, "file of encoder weights")
     try:
-        model.encoder.load_torchvision(weights)
+        load(weights)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"encoder_weights: {path}: {error}") from error
