@@ -85,7 +85,7 @@ def save_overlay(path: Path, image: Bytes, classes_map: Bytes, classes: ClassSet
         handles=[_patch(classes, number, labels[number]) for number in present],
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
-        fontsize=10,
+        fontsize=max(10, zoom * max(height, width) / 80),
         frameon=False,
     )
     _save(figure, path, legend=legend)
