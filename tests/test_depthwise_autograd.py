@@ -40,8 +40,11 @@ def arguments_of(
 
 
 @pytest.mark.usefixtures("native")
-@every_layout
-@every_geometry
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    list(zip(GEOMETRIES, LAYOUTS * 2, strict=True)),
+    ids=[case.id for case in GEOMETRIES],
+)
 def test_opcheck(case: DepthwiseCase, layout: torch.memory_format) -> None:
     x, weight, bias, grad = inputs(case, torch.float32)
     x, grad = (t.contiguous(memory_format=layout) for t in (x, grad))
