@@ -188,10 +188,13 @@ def test_doctor_fails_where_results_are_wrong(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_demo_says_when_it_falls_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tiny = replace(TINY, crop=250, batch_size=1, scale_min=0.1, scale_max=0.1)
-    monkeypatch.setattr(demo, "SAMPLE", tiny)
+    monkeypatch.setattr(demo, "SAMPLE", TINY)
+    monkeypatch.setattr(demo, "sample_path", lambda: folder)
     monkeypatch.setattr(demo, "REPEATS", 1)
     assert demo.main(["--output", str(tmp_path), "--steps=1"]) == 1
     output = capsys.readouterr().out
@@ -204,7 +207,7 @@ def test_demo_succeeds_with_the_wanted_score(
 ) -> None:
     comparison = demo.StepComparison(2.0, 1.0, 0.0, 0.0)
     steps = []
-    monkeypatch.setattr(demo, "compare_step", lambda config: comparison)
+    monkeypatch.setattr(demo, "compare_step", lambda config, repeats: comparison)
     monkeypatch.setattr(demo, "train", lambda config, output: steps.append(config.steps))
     monkeypatch.setattr(demo, "show_predictions", lambda trainer: 0.45)
     assert demo.main(["--output", str(tmp_path)]) == 0
