@@ -14,6 +14,7 @@
 #include "capability.h"
 #include "gather.h"
 #include "gather_plan.h"
+#include "huge_pages.h"
 
 namespace dlv3p {
 namespace {
@@ -21,9 +22,9 @@ namespace {
 using Ints = std::vector<int64_t>;
 
 // Held source rows of a task should stay in the second-level cache (from 256 KiB per core).
-const int64_t kHeldRowsBytes = (getenv("HB") ? atoi(getenv("HB")) : 192) * 1024;
+constexpr int64_t kHeldRowsBytes = 192 * 1024;
 // Wide blocks read long pieces of memory; wider than this gains nothing more.
-constexpr int64_t kMostChannels = 2048;
+constexpr int64_t kMostChannels = 512;
 // Enough tasks to keep many cores busy and even out their speeds; more would repeat set-up work.
 // Independent of the number of threads, so results are too.
 constexpr int64_t kWantedTasks = 64;
@@ -161,6 +162,12 @@ void gather(Gather& g, Element element, Direction direction, const Axes& axes) {
   run_tasks(g, element);
 }
 
+Tensor new_map(const Tensor& like, int64_t height, int64_t width) {
+  Tensor t = empty_in_format_of(like, like.size(0), like.size(1), height, width);
+  advise_huge_pages(t.mutable_data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+  return t;
+}
+
 Gather gather_of(const Tensor& source, const Tensor& weight, const Axes& axes) {
   Gather g{};
   g.source = map_of(source);
@@ -176,8 +183,7 @@ Tensor depthwise_conv2d_cpu(const Tensor& input, const Tensor& weight,
                             const std::optional<Tensor>& bias, const Ints& stride,
                             const Ints& padding, const Ints& dilation) {
   const Axes axes = axes_of(input, weight, stride, padding, dilation);
-  const Tensor output = empty_in_format_of(input, input.size(0), input.size(1), axes.rows.out,
-                                           axes.columns.out);
+  const Tensor output = new_map(input, axes.rows.out, axes.columns.out);
   if (output.numel() == 0) return output;
   const Tensor source = walkable_form_of(input);
   const Tensor filters = torch::stable::contiguous(weight);
@@ -232,9 +238,7 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_backward_cpu(const Tensor& grad_outp
                   "depthwise_conv2d_backward: grad_output does not match the output");
   const Element element = element_of(input);
   const auto nothing = [&] { return torch::stable::empty({0}, input.scalar_type()); };
-  Tensor grad_input = need_input ? empty_in_format_of(input, input.size(0), input.size(1),
-                                                      input.size(2), input.size(3))
-                                 : nothing();
+  Tensor grad_input = need_input ? new_map(input, input.size(2), input.size(3)) : nothing();
   if (!need_input && !need_weight) return {grad_input, nothing()};
   const Tensor source = walkable_form_of(grad_output);
   const Tensor other = walkable_form_of(input);

@@ -173,6 +173,17 @@ class Task {
     take(taps_, tap_count_);
   }
 
+  // The last vector of channels overlaps the one before it instead of being a partial one.
+  int64_t channel_of(int64_t v) const {
+    return channels_ < L ? 0 : min_of(v * L, channels_ - L);
+  }
+
+  template <class T>
+  T* row_of(const Map& map, int64_t image, int64_t row) const {
+    return static_cast<T*>(map.data) + image * map.stride_n + row * map.stride_h +
+           first_channel_ * map.stride_c;
+  }
+
   static bool by_columns(const Map& map) { return map.data && !map.channels_adjacent; }
 
   // Held pixels per vector of channels.
@@ -195,11 +206,11 @@ class Task {
     for (int64_t s = 0; s < g_.kernel_height; ++s) slots_[s] = {-1, 0};
     const GatherPlan& plan = g_.plan;
     for (int64_t r = plan.band_begin[band]; r < plan.band_begin[band + 1]; ++r) {
-      run_row(image, plan.rows[r], r + 1 < plan.band_begin[band + 1] ? &plan.rows[r + 1] : nullptr);
+      run_row(image, plan.rows[r]);
     }
   }
 
-  void run_row(int64_t image, const RowTaps& row, const RowTaps* next) {
+  void run_row(int64_t image, const RowTaps& row) {
     for (int64_t t = row.tap_begin; t < row.tap_end; ++t) {
       hold(image, g_.plan.row_taps[t].index, row);
     }
@@ -207,7 +218,6 @@ class Task {
     if (g_.other.data) {
       finite &= pack_row<true>(g_.other, image, row.row, other_, g_.other.width);
     }
-    if (next && PFL) look_ahead(image, *next);
     // Zeros beside the source are multiplied too; only with finite factors do they add nothing.
     const ColumnRuns& runs = finite ? g_.plan.merged : g_.plan.exact;
     for (int64_t r = 0; r < runs.count; ++r) {
@@ -216,59 +226,10 @@ class Task {
       for (int64_t v = 0; v < vectors_; ++v) {
         if (g_.destination.data) gather(image, row.row, run, v, count);
         if (g_.other.data) correlate(run, v, count);
-        if (next && PFL) fetch_some();
       }
     }
     if (by_columns(g_.destination)) unpack_row(image, row.row);
   }
-
-  // --- fetching the next row into cache while this one is worked on -----------------------------
-
-  struct Pieces {
-    const char* data;
-    int64_t count;
-    int64_t pitch;
-    int64_t bytes;
-  };
-
-  Pieces pieces_of(const Map& map, int64_t image, int64_t row) const {
-    const char* data = static_cast<const char*>(map.data) +
-                       (image * map.stride_n + row * map.stride_h +
-                        first_channel_ * map.stride_c) * static_cast<int64_t>(sizeof(S));
-    const int64_t size = sizeof(S);
-    return map.channels_adjacent
-               ? Pieces{data, map.width, map.stride_w * size, channels_ * size}
-               : Pieces{data, channels_, map.stride_c * size, map.width * size};
-  }
-
-  void look_ahead(int64_t image, const RowTaps& next) {
-    ahead_count_ = 0;
-    ahead_steps_ = g_.plan.merged.count * vectors_;
-    ahead_step_ = 0;
-    for (int64_t t = next.tap_begin; t < next.tap_end && ahead_count_ < 1; ++t) {
-      const int64_t row = g_.plan.row_taps[t].index;
-      if (slot_of(row) == g_.kernel_height) ahead_[ahead_count_++] = pieces_of(g_.source, image, row);
-    }
-    if (g_.other.data) ahead_[ahead_count_++] = pieces_of(g_.other, image, next.row);
-    reads_ = ahead_count_;
-    if (g_.destination.data) ahead_[ahead_count_++] = pieces_of(g_.destination, image, next.row);
-  }
-
-  void fetch_some() {
-    for (int64_t a = 0; a < ahead_count_; ++a) {
-      const Pieces& p = ahead_[a];
-      const int64_t end = (ahead_step_ + 1) * p.count / ahead_steps_;
-      for (int64_t i = ahead_step_ * p.count / ahead_steps_; i < end; ++i) {
-        const char* piece = p.data + i * p.pitch;
-        for (int64_t b = 0; b < p.bytes; b += 64) {
-          if (a < reads_) __builtin_prefetch(piece + b, 0, PFL); else __builtin_prefetch(piece + b, 1, 3);
-        }
-      }
-    }
-    ++ahead_step_;
-  }
-  Pieces ahead_[3];
-  int64_t ahead_count_ = 0, ahead_steps_ = 1, ahead_step_ = 0, reads_ = 0;
 
   int64_t list_taps(const RowTaps& row, const ColumnRun& run) {
     int64_t count = 0;
@@ -285,7 +246,7 @@ class Task {
 
   void gather(int64_t image, int64_t row, const ColumnRun& run, int64_t v, int64_t tap_count) {
     const Map& map = g_.destination;
-    const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + v * L;
+    const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + channel_of(v);
     const auto go = [&](auto* data, int64_t step, int64_t lanes) {
       GatherRun<A, std::remove_pointer_t<decltype(data)>>{
           source_ + v * plane() * L,
@@ -301,9 +262,7 @@ class Task {
           .gather(run.count);
     };
     if (map.channels_adjacent) {
-      go(static_cast<S*>(map.data) + image * map.stride_n + row * map.stride_h + first_channel_ +
-             v * L,
-         map.stride_w, min_of(L, channels_ - v * L));
+      go(row_of<S>(map, image, row) + channel_of(v), map.stride_w, min_of(L, channels_));
     } else {
       go(destination_ + v * map.width * L, L, L);
     }
@@ -368,14 +327,13 @@ class Task {
   // are finite.
   template <bool kCheck>
   bool pack_row(const Map& map, int64_t image, int64_t row, A* to, int64_t plane) {
-    const S* from = static_cast<const S*>(map.data) + image * map.stride_n + row * map.stride_h +
-                    first_channel_ * map.stride_c;
+    const S* from = row_of<S>(map, image, row);
     Vec<A> zeros = {};
     if (map.channels_adjacent) {
       pack_channels<kCheck>(from, map, to, plane, zeros);
     } else {
       for (int64_t v = 0; v < vectors_; ++v) {
-        pack_columns<kCheck>(from + v * L * map.stride_c, map, min_of(L, channels_ - v * L),
+        pack_columns<kCheck>(from + channel_of(v) * map.stride_c, map, min_of(L, channels_),
                              to + v * plane * L, zeros);
       }
     }
@@ -390,12 +348,16 @@ class Task {
 
   template <bool kCheck>
   void pack_channels(const S* from, const Map& map, A* to, int64_t plane, Vec<A>& zeros) {
-    const int64_t whole = channels_ / L;
+    const int64_t last = channel_of(vectors_ - 1);
     for (int64_t x = 0; x < map.width; ++x, from += map.stride_w, to += L) {
-      for (int64_t v = 0; v < whole; ++v) put<kCheck>(to + v * plane * L, load(from + v * L), zeros);
-      if (whole < vectors_) {
-        put<kCheck>(to + whole * plane * L, load_partial<A>(from + whole * L, channels_ - whole * L),
-                    zeros);
+      for (int64_t v = 0; v + 1 < vectors_; ++v) {
+        put<kCheck>(to + v * plane * L, load(from + v * L), zeros);
+      }
+      A* end = to + (vectors_ - 1) * plane * L;
+      if (channels_ >= L) {
+        put<kCheck>(end, load(from + last), zeros);
+      } else {
+        put<kCheck>(end, load_partial<A>(from, channels_), zeros);
       }
     }
   }
@@ -426,14 +388,13 @@ class Task {
 
   void unpack_row(int64_t image, int64_t row) {
     const Map& map = g_.destination;
-    S* to = static_cast<S*>(map.data) + image * map.stride_n + row * map.stride_h +
-            first_channel_ * map.stride_c;
-    for (int64_t v = 0; v < vectors_; ++v, to += L * map.stride_c) {
-      const int64_t channels = min_of(L, channels_ - v * L);
+    const int64_t channels = min_of(L, channels_);
+    const int64_t columns = min_of(L, map.width);
+    for (int64_t v = 0; v < vectors_; ++v) {
+      S* to = row_of<S>(map, image, row) + channel_of(v) * map.stride_c;
       const A* from = destination_ + v * map.width * L;
       for (int64_t x = 0; x < map.width; x += L) {
         const int64_t at = block_start(x, map.width);
-        const int64_t columns = min_of(L, map.width);
         Vec<A> block[L] = {};
         for (int64_t i = 0; i < columns; ++i) block[i] = load(from + (at + i) * L);
         transpose<A>(block);
@@ -452,7 +413,11 @@ class Task {
   void write_sums(int64_t group) {
     A* to = static_cast<A*>(g_.weight_gradients) + group * tap_count_ * g_.channels + first_channel_;
     for (int64_t t = 0; t < tap_count_; ++t) {
-      for (int64_t c = 0; c < channels_; ++c) to[t * g_.channels + c] = sums_[t * vectors_ * L + c];
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const A* sums = sums_ + (t * vectors_ + v) * L;
+        const int64_t lanes = min_of(L, channels_);
+        for (int64_t c = 0; c < lanes; ++c) to[t * g_.channels + channel_of(v) + c] = sums[c];
+      }
     }
   }
 

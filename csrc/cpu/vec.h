@@ -71,8 +71,19 @@ DLV3P_INLINE Vec<double> load(const double* p) { return load_bits<Vec<double>>(p
 DLV3P_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof(v)); }
 DLV3P_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof(v)); }
 
+// Compilers make several shuffles of the portable form where the instruction set has one.
+DLV3P_INLINE UVec widen(HalfVec v) {
+#if defined(__AVX512F__)
+  return (UVec)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+  return (UVec)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+  return __builtin_convertvector(v, UVec);
+#endif
+}
+
 DLV3P_INLINE Vec<float> load(const BFloat16* p) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(load_bits<HalfVec>(p), UVec) << 16);
+  return bit_cast<Vec<float>>(widen(load_bits<HalfVec>(p)) << 16);
 }
 
 DLV3P_INLINE void store(BFloat16* p, Vec<float> v) {
@@ -107,7 +118,7 @@ DLV3P_INLINE void store(Float16* p, Vec<float> v) {
 #else
 // Exponents differ by 127 - 15 = 112; scaling as floats makes subnormal halves right as well.
 DLV3P_INLINE Vec<float> load(const Float16* p) {
-  const UVec bits = __builtin_convertvector(load_bits<HalfVec>(p), UVec);
+  const UVec bits = widen(load_bits<HalfVec>(p));
   const UVec magnitude = (bits & 0x7fff) << 13;
   const UVec finite = bit_cast<UVec>(bit_cast<Vec<float>>(magnitude) * 0x1p112f);
   const UVec value = magnitude >= (0x7c00u << 13) ? (magnitude | 0x7f800000u) : finite;
