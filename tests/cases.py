@@ -131,6 +131,7 @@ DEPTHWISE_CASES = (
     C("n1", 17, (6, 6), padding=1, n=1),
     C("n3", 17, (7, 5), padding=1, n=3),
     C("n9-small-map", 8, (2, 3), padding=1, n=9),
+    C("tall-map-of-many-bands", 9, (130, 4), padding=1, n=4),
     C("large-map", 3, (257, 190), padding=2, dilation=2, n=1),
     # The kernel meets padding alone: no term is left in the sum.
     C("only-padding", 16, (1, 1), kernel=(2, 2), padding=(3, 3, 3, 3), dilation=5, compact=True),
