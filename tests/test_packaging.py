@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import check_wheel
 import pytest
 
 import dlv3p_kernels as dk
@@ -210,3 +211,51 @@ def test_survives_a_library_that_does_not_load(tmp_path: Path) -> None:
     result = run_python(WITHOUT_LIBRARY, tmp_path, tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"cpu: not loaded \(.*libdlv3p_cpu\.so.*\)", result.stdout), result.stdout
+
+
+@pytest.fixture
+def source_tree(tmp_path: Path) -> Path:
+    """The sources that a build starts from, without anything built."""
+    tree = tmp_path / "source"
+    built = shutil.ignore_patterns("lib", "__pycache__", "*.egg-info")
+    for name in ("dlv3p_kernels", "python", "csrc"):
+        shutil.copytree(ROOT / name, tree / name, ignore=built)
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    return tree
+
+
+def test_wheel_builds_without_a_compiler_and_says_so(source_tree: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in {"CXX", "PYTHONPATH"}}
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
+    result = subprocess.run(
+        [*command, "--no-index", "--wheel-dir", "dist", "."],
+        cwd=source_tree,
+        env=environment | {"PATH": str(source_tree)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no C++ compiler found" in result.stdout + result.stderr
+    (wheel,) = (source_tree / "dist").glob("*.whl")
+    missing = "dlv3p_kernels/lib/libdlv3p_cpu.so is missing"
+    assert check_wheel.check(wheel) == [missing]
+
+
+def test_build_without_torch_stops_with_the_command_to_use(source_tree: Path) -> None:
+    import setuptools
+
+    (source_tree / "tools").mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        there = Path(setuptools.__file__).parent.with_name(name)
+        (source_tree / "tools" / name).symlink_to(there)
+    result = subprocess.run(
+        [sys.executable, "-S", "setup.py", "build_ext"],  # -S: no site-packages, so no torch
+        cwd=source_tree,
+        env=os.environ | {"PYTHONPATH": str(source_tree / "tools")},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "pip install --no-build-isolation ." in result.stderr
+    assert "Traceback" not in result.stderr
