@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -90,21 +91,49 @@ def _why_not_kernel(
     return None
 
 
-def use_kernel(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a compiled kernel, rather than stock PyTorch, serves this depthwise call.
+Route = Literal["kernel", "onednn", "reference"]
+
+
+def route(
+    x: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]
+) -> Route:
+    """Who serves this depthwise call: our kernels, oneDNN forward and our gradients, or stock.
 
     Raises:
         RuntimeError: a back end was insisted on and can not serve the call; says why.
     """
     if _current == "reference":
-        return False
-    if _current == "auto":
-        # The CUDA kernel is asked for by name until recorded GPU results show it ahead.
-        return x.device.type == "cpu" and why_not_cpu(x, weight) is None
-    reasons = {"cpu": why_not_cpu, "cuda": why_not_cuda, "triton": _why_not_triton}
-    if reason := reasons[_current](x, weight):
-        raise RuntimeError(f"backend {_current!r} can not serve depthwise_conv2d: {reason}")
-    return True
+        return "reference"
+    if _current != "auto":
+        reasons = {"cpu": why_not_cpu, "cuda": why_not_cuda, "triton": _why_not_triton}
+        if reason := reasons[_current](x, weight):
+            raise RuntimeError(f"backend {_current!r} can not serve depthwise_conv2d: {reason}")
+        return "kernel"
+    # The CUDA kernel is asked for by name until recorded GPU results show it ahead.
+    if why_not_cpu(x, weight):
+        return "reference"
+    return "onednn" if _onednn_is_fast(x, padding, dilation) else "kernel"
+
+
+# oneDNN computes this many neighbouring pixels at once and needs the left padding to fit in; beyond
+# it falls back to a dense convolution, 10 to 60 times slower (benchmarks/results/).
+_AVX512 = torch.cpu._is_avx512_supported()
+_ONEDNN_MOST_PADDING = 6 if _AVX512 else 3
+_ONEDNN_DTYPES: tuple[torch.dtype, ...] = ()
+if torch.backends.mkldnn.is_available():
+    _ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _AVX512 else (torch.float32,)
+
+
+def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
+
+    So it is recorded for channels_last on its fast path; with columns adjacent it reorders both ways.
+    Gradients of dilated convolutions have no fast path there and always run on our kernels.
+    """
+    symmetric = padding[0] == padding[1] and padding[2] == padding[3]
+    fits = max(*padding, *dilation) <= _ONEDNN_MOST_PADDING
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.dtype in _ONEDNN_DTYPES and symmetric and fits and nhwc
 
 
 def _why_not_triton(x: torch.Tensor, weight: torch.Tensor) -> str:

@@ -26,7 +26,8 @@ const GatherCode& choose() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
   if (avx512 && limit != "avx2") {
-    return __builtin_cpu_supports("avx512bf16") ? gather_code_avx512_bf16 : gather_code_avx512;
+    const bool bf16 = __builtin_cpu_supports("avx512bf16") && limit != "avx512";
+    return bf16 ? gather_code_avx512_bf16 : gather_code_avx512;
   }
   if (avx2) return gather_code_avx2;
 #endif

@@ -77,6 +77,8 @@ Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, cons
                   "depthwise_conv2d: the CPU kernel takes one filter per channel");
   STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(),
                   "depthwise_conv2d: weight and input differ in dtype");
+  STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1]}) > 0,
+                  "depthwise_conv2d: stride and dilation must be positive");
   const auto axis = [&](int64_t d, int64_t before, int64_t after) {
     const int64_t in = input.size(2 + d);
     const int64_t kernel = weight.size(2 + d);
@@ -184,6 +186,11 @@ Tensor depthwise_conv2d_cpu(const Tensor& input, const Tensor& weight,
                             const Ints& padding, const Ints& dilation) {
   const Axes axes = axes_of(input, weight, stride, padding, dilation);
   const Tensor output = new_map(input, axes.rows.out, axes.columns.out);
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == input.size(1) &&
+                        bias->scalar_type() == input.scalar_type(),
+                    "depthwise_conv2d: bias must be one element per channel, of input's dtype");
+  }
   if (output.numel() == 0) return output;
   const Tensor source = walkable_form_of(input);
   const Tensor filters = torch::stable::contiguous(weight);

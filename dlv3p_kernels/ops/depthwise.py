@@ -11,16 +11,20 @@ from .._library import LIBRARY
 
 _OP = "depthwise_conv2d"
 
-LIBRARY.define(
-    "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
-    " int[] dilation) -> Tensor"
+_SCHEMA = (
+    "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation)"
+    " -> Tensor"
 )
+LIBRARY.define("depthwise_conv2d" + _SCHEMA)
+# The same convolution with stock PyTorch's forward, where that is fast, and our gradients.
+LIBRARY.define("depthwise_conv2d_onednn" + _SCHEMA)
 LIBRARY.define(
     "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride,"
     " int[] padding, int[] dilation, bool need_input, bool need_weight) -> (Tensor, Tensor)"
 )
 # Compiled kernels register under CPU and CUDA and win; every other device runs the definition.
-LIBRARY.impl("depthwise_conv2d", reference.depthwise_conv2d, "CompositeExplicitAutograd")
+for _name in ("depthwise_conv2d", "depthwise_conv2d_onednn"):
+    LIBRARY.impl(_name, reference.depthwise_conv2d, "CompositeExplicitAutograd")
 LIBRARY.impl(
     "depthwise_conv2d_backward", reference.depthwise_conv2d_backward, "CompositeExplicitAutograd"
 )
@@ -71,12 +75,13 @@ def depthwise_conv2d(
     rates = _checks.integers(_OP, "dilation", dilation, (2,), 1)
     _check_shapes(x, weight, bias)
     _output_size(x, weight, strides, pads, rates)
-    op = (
-        torch.ops.dlv3p.depthwise_conv2d
-        if dispatch.use_kernel(x, weight)
-        else reference.depthwise_conv2d
-    )
-    return op(x, weight, bias, strides, pads, rates)
+    operators = {
+        "kernel": torch.ops.dlv3p.depthwise_conv2d,
+        "onednn": torch.ops.dlv3p.depthwise_conv2d_onednn,
+        "reference": reference.depthwise_conv2d,
+    }
+    operator = operators[dispatch.route(x, weight, pads, rates)]
+    return operator(x, weight, bias, strides, pads, rates)
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -126,8 +131,9 @@ def _empty_in_format_of(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
+@torch.library.register_fake("dlv3p::depthwise_conv2d_onednn", lib=LIBRARY)
 @torch.library.register_fake("dlv3p::depthwise_conv2d", lib=LIBRARY)
-def _fake(x, weight, bias, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def _fake(x, weight, _bias, stride, padding, dilation):  # type: ignore[no-untyped-def]
     height, width = _output_size(x, weight, stride, padding, dilation)
     return _empty_in_format_of(x, (x.size(0), weight.size(0), height, width))
 
@@ -191,9 +197,10 @@ def _double_backward(ctx, to_grad_input, to_grad_weight):  # type: ignore[no-unt
     return by_grad, by_x, by_weight, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "dlv3p::depthwise_conv2d", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+for _name in ("dlv3p::depthwise_conv2d", "dlv3p::depthwise_conv2d_onednn"):
+    torch.library.register_autograd(
+        _name, _backward, setup_context=_setup_context, lib=LIBRARY
+    )
 torch.library.register_autograd(
     "dlv3p::depthwise_conv2d_backward",
     _double_backward,
