@@ -89,17 +89,36 @@ Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, cons
   return {axis(0, padding[2], padding[3]), axis(1, padding[0], padding[1])};
 }
 
-// Channels per task: as many as keep the held rows in cache, in equal blocks of whole vectors.
+bool any_by_columns(const Gather& g) {
+  const auto by_columns = [](const Map& m) { return m.data && !m.channels_adjacent; };
+  return by_columns(g.source) || by_columns(g.destination) || by_columns(g.other);
+}
+
+// Channels per task: as many as keep the held rows in cache, in equal blocks of whole vectors. One
+// vector where columns are adjacent, since the channels lie apart anyway.
 int64_t choose_block(const Gather& g, Element element) {
   const int64_t lanes = gather_code().vector_bytes / sum_bytes(element);
-  const auto by_columns = [](const Map& m) { return m.data && !m.channels_adjacent; };
-  if (by_columns(g.source) || by_columns(g.destination) || by_columns(g.other)) return lanes;
+  if (any_by_columns(g)) return lanes;
   const int64_t row_bytes = std::max<int64_t>(1, g.source.width) * sum_bytes(element);
   const int64_t fits = kHeldRowsBytes / (g.kernel_height * row_bytes);
   const int64_t most = std::clamp(fits, 4 * lanes, kMostChannels);
   const int64_t blocks = (g.channels + most - 1) / most;
   const int64_t even = (g.channels + blocks - 1) / blocks;
   return (even + lanes - 1) / lanes * lanes;
+}
+
+// Where columns are adjacent a cache line holds parts of two rows. For short rows it is worth holding
+// all of them, if they fit, to go through them in plain order and use both parts at once.
+RowOrder choose_order(Gather& g, Element element, const ConvAxis& rows, int64_t source_height) {
+  constexpr int64_t kTwoCacheLines = 128;
+  const int64_t bytes = element == Element::kBFloat16 || element == Element::kFloat16
+                            ? 2
+                            : sum_bytes(element);
+  const bool is_short = g.source.width * bytes < kTwoCacheLines;
+  const bool fits = source_height * g.source.width * gather_code().vector_bytes <= kHeldRowsBytes;
+  const bool plain = rows.dilation > 1 && any_by_columns(g) && is_short && fits;
+  g.held_rows = plain ? std::max(source_height, g.kernel_height) : g.kernel_height;
+  return plain ? RowOrder::kPlain : RowOrder::kShareSource;
 }
 
 class Scratch {
@@ -152,7 +171,10 @@ void gather(Gather& g, Element element, Direction direction, const Axes& axes) {
   const int64_t rows = direction == Direction::kForward ? axes.rows.out : axes.rows.in;
   int64_t bands = 1;
   choose_split(g, element, rows, bands);
-  const GatherPlanner planner(direction, axes.rows, axes.columns, bands);
+  const RowOrder order =
+      choose_order(g, element, axes.rows,
+                   direction == Direction::kForward ? axes.rows.in : axes.rows.out);
+  const GatherPlanner planner(direction, axes.rows, axes.columns, order, bands);
   g.plan = planner.plan();
   g.groups = std::min(g.groups, g.batch * g.plan.bands);
   const int64_t lanes = gather_code().vector_bytes / sum_bytes(element);

@@ -41,7 +41,8 @@ struct RowTaps {
 };
 
 // Rows stand in an order in which neighbours share source rows: with dilation d that is
-// 0, d, 2d, ..., 1, d + 1, ... A band is a piece of that order; bands are independent work.
+// 0, d, 2d, ..., 1, d + 1, ... (or in plain order, where all source rows are held anyway). A band is
+// a piece of that order; bands are independent work.
 struct ColumnRuns {
   const ColumnRun* runs;
   int64_t count;
@@ -90,6 +91,7 @@ struct Gather {
   // A task is one block of channels and one group of the batch * bands pieces of the map.
   int64_t block;  // channels per task, a multiple of the vector length
   int64_t groups;
+  int64_t held_rows;  // source rows held at a time, kernel_height at least
 };
 
 struct GatherCode {

@@ -169,7 +169,7 @@ class Task {
     take(source_, vectors_ * plane() * L);
     take(other_, g_.other.data ? vectors_ * g_.other.width * L : 0);
     take(destination_, by_columns(g_.destination) ? vectors_ * g_.destination.width * L : 0);
-    take(slots_, g_.kernel_height);
+    take(slots_, g_.held_rows);
     take(taps_, tap_count_);
   }
 
@@ -187,7 +187,7 @@ class Task {
   static bool by_columns(const Map& map) { return map.data && !map.channels_adjacent; }
 
   // Held pixels per vector of channels.
-  int64_t plane() const { return g_.kernel_height * g_.plan.held_width; }
+  int64_t plane() const { return g_.held_rows * g_.plan.held_width; }
 
   void run_group(int64_t group) {
     clear_zeros();
@@ -203,7 +203,7 @@ class Task {
   }
 
   void run_band(int64_t image, int64_t band) {
-    for (int64_t s = 0; s < g_.kernel_height; ++s) slots_[s] = {-1, 0};
+    for (int64_t s = 0; s < g_.held_rows; ++s) slots_[s] = {-1, 0};
     const GatherPlan& plan = g_.plan;
     for (int64_t r = plan.band_begin[band]; r < plan.band_begin[band + 1]; ++r) {
       run_row(image, plan.rows[r]);
@@ -286,15 +286,15 @@ class Task {
 
   int64_t slot_of(int64_t row) const {
     int64_t s = 0;
-    while (s < g_.kernel_height && slots_[s].row != row) ++s;
+    while (s < g_.held_rows && slots_[s].row != row) ++s;
     return s;
   }
 
   // Makes sure the source row is held, giving up the oldest one that `needed_by` does not read.
   void hold(int64_t image, int64_t row, const RowTaps& needed_by) {
-    if (slot_of(row) < g_.kernel_height) return;
+    if (slot_of(row) < g_.held_rows) return;
     int64_t oldest = -1;
-    for (int64_t s = 0; s < g_.kernel_height; ++s) {
+    for (int64_t s = 0; s < g_.held_rows; ++s) {
       if (needed(slots_[s].row, needed_by)) continue;
       if (oldest < 0 || slots_[s].age < slots_[oldest].age) oldest = s;
     }
@@ -308,7 +308,7 @@ class Task {
 
   void clear_zeros() {
     const int64_t right = g_.plan.held_width - g_.plan.held_left - g_.source.width;
-    for (int64_t row = 0; row < vectors_ * g_.kernel_height; ++row) {
+    for (int64_t row = 0; row < vectors_ * g_.held_rows; ++row) {
       A* held = source_ + row * g_.plan.held_width * L;
       for (int64_t i = 0; i < g_.plan.held_left * L; ++i) held[i] = 0;
       held += (g_.plan.held_width - right) * L;
@@ -376,8 +376,11 @@ class Task {
           block[c] = load_partial<A>(from + c * map.stride_c + at, columns);
         }
       }
-      transpose<A>(block);
-      for (int64_t i = 0; i < columns; ++i) put<kCheck>(to + (at + i) * L, block[i], zeros);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < L; ++i) {
+        if (i < columns) put<kCheck>(to + (at + i) * L, block[i], zeros);
+      }
     }
   }
 
@@ -396,11 +399,17 @@ class Task {
       for (int64_t x = 0; x < map.width; x += L) {
         const int64_t at = block_start(x, map.width);
         Vec<A> block[L] = {};
-        for (int64_t i = 0; i < columns; ++i) block[i] = load(from + (at + i) * L);
-        transpose<A>(block);
-        for (int64_t c = 0; c < channels; ++c) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < L; ++i) {
+          if (i < columns) block[i] = load(from + (at + i) * L);
+        }
+        transpose(block);
+#pragma GCC unroll 16
+        for (int64_t c = 0; c < L; ++c) {
           S* pixels = to + c * map.stride_c + at;
-          if (columns == L) {
+          if (c >= channels) {
+            break;
+          } else if (columns == L) {
             store(pixels, block[c]);
           } else {
             store_partial<A>(pixels, block[c], columns);

@@ -56,15 +56,16 @@ struct Walk {
 }  // namespace
 
 GatherPlanner::GatherPlanner(Direction direction, const ConvAxis& rows, const ConvAxis& columns,
-                             int64_t bands)
+                             RowOrder order, int64_t bands)
     : direction_(direction), rows_axis_(rows), columns_axis_(columns) {
-  plan_rows(bands);
+  plan_rows(order, bands);
   plan_columns();
 }
 
-void GatherPlanner::plan_rows(int64_t bands) {
+void GatherPlanner::plan_rows(RowOrder order, int64_t bands) {
   const Walk walk(direction_, rows_axis_);
-  const int64_t phases = std::min(walk.reuse_step, walk.size);
+  const int64_t phases =
+      order == RowOrder::kPlain ? 1 : std::min(walk.reuse_step, walk.size);
   std::vector<int64_t> phase_begin;
   for (int64_t phase = 0; phase < phases; ++phase) {
     phase_begin.push_back(static_cast<int64_t>(rows_.size()));

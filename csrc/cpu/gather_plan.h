@@ -9,16 +9,18 @@
 namespace dlv3p {
 
 enum class Direction { kForward, kInputGradient };
+enum class RowOrder { kShareSource, kPlain };
 
 class GatherPlanner {
  public:
   // `bands` is a wish: rows that share source rows are kept together where that leaves enough.
-  GatherPlanner(Direction direction, const ConvAxis& rows, const ConvAxis& columns, int64_t bands);
+  GatherPlanner(Direction direction, const ConvAxis& rows, const ConvAxis& columns, RowOrder order,
+                int64_t bands);
 
   GatherPlan plan() const;  // points into this object
 
  private:
-  void plan_rows(int64_t bands);
+  void plan_rows(RowOrder order, int64_t bands);
   void plan_columns();
   void add_exact_runs(int64_t phase);
   void add_merged_runs(int64_t phase, std::size_t exact_begin);

@@ -176,13 +176,50 @@ DLV3P_INLINE void interleave(const V& a, const V& b, V& low, V& high, std::index
 #endif
 }
 
+#if defined(__AVX512F__)
+// Transposes 4x4 blocks inside the four 128-bit lanes, then the lanes: never more than four rows at
+// once, where the general form below needs all 16 in two copies and spills.
+DLV3P_INLINE void transpose(Vec<float> (&rows)[16]) {
+  __m512 r[16];
+#pragma GCC unroll 4
+  for (int g = 0; g < 16; g += 4) {
+    const __m512 ab_low = _mm512_unpacklo_ps((__m512)rows[g], (__m512)rows[g + 1]);
+    const __m512 ab_high = _mm512_unpackhi_ps((__m512)rows[g], (__m512)rows[g + 1]);
+    const __m512 cd_low = _mm512_unpacklo_ps((__m512)rows[g + 2], (__m512)rows[g + 3]);
+    const __m512 cd_high = _mm512_unpackhi_ps((__m512)rows[g + 2], (__m512)rows[g + 3]);
+    const auto pairs_low = [](__m512 a, __m512 b) {
+      return (__m512)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
+    };
+    const auto pairs_high = [](__m512 a, __m512 b) {
+      return (__m512)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+    };
+    r[g] = pairs_low(ab_low, cd_low);
+    r[g + 1] = pairs_high(ab_low, cd_low);
+    r[g + 2] = pairs_low(ab_high, cd_high);
+    r[g + 3] = pairs_high(ab_high, cd_high);
+  }
+  constexpr int kEvenLanes = 0x88;
+  constexpr int kOddLanes = 0xdd;
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even_ab = _mm512_shuffle_f32x4(r[c], r[4 + c], kEvenLanes);
+    const __m512 odd_ab = _mm512_shuffle_f32x4(r[c], r[4 + c], kOddLanes);
+    const __m512 even_cd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], kEvenLanes);
+    const __m512 odd_cd = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], kOddLanes);
+    rows[c] = (Vec<float>)_mm512_shuffle_f32x4(even_ab, even_cd, kEvenLanes);
+    rows[4 + c] = (Vec<float>)_mm512_shuffle_f32x4(odd_ab, odd_cd, kEvenLanes);
+    rows[8 + c] = (Vec<float>)_mm512_shuffle_f32x4(even_ab, even_cd, kOddLanes);
+    rows[12 + c] = (Vec<float>)_mm512_shuffle_f32x4(odd_ab, odd_cd, kOddLanes);
+  }
+}
+#endif
+
 // Square transposition: log2(L) rounds of interleaving row i with row i + L / 2.
-template <class A>
-DLV3P_INLINE void transpose(Vec<A> (&rows)[kLanesOf<A>]) {
-  constexpr int L = kLanesOf<A>;
+template <class V, int L>
+DLV3P_INLINE void transpose(V (&rows)[L]) {
 #pragma GCC unroll 8
   for (int round = 1; round < L; round *= 2) {
-    Vec<A> next[L];
+    V next[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L / 2; ++i) {
       interleave<L>(rows[i], rows[i + L / 2], next[2 * i], next[2 * i + 1],
