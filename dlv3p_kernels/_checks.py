@@ -69,14 +69,17 @@ def padding(op: str, value: Ints) -> list[int]:
     return numbers
 
 
-def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast to the autocast dtype of `x`'s device where autocast is on, as `F.conv2d` does."""
     kind = x.device.type
     # Meta tensors have no autocast; torch.compile of torch 2.10 cannot ask whether a device has it.
     if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return (x, *others)
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in (x, *others)
-    )
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x), cast(weight), None if bias is None else cast(bias)

@@ -120,14 +120,14 @@ def route(
 _AVX512 = torch.cpu._is_avx512_supported()
 _ONEDNN_MOST_PADDING = 6 if _AVX512 else 3
 _ONEDNN_DTYPES: tuple[torch.dtype, ...] = ()
-if torch.backends.mkldnn.is_available():
+if torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported():
     _ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _AVX512 else (torch.float32,)
 
 
 def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
     """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
 
-    So it is recorded for channels_last on its fast path; with columns adjacent it reorders both ways.
+    So it is recorded for channels_last on its fast path; contiguous input it reorders both ways.
     Gradients of dilated convolutions have no fast path there and always run on our kernels.
     """
     symmetric = padding[0] == padding[1] and padding[2] == padding[3]

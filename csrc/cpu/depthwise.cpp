@@ -57,10 +57,10 @@ Tensor walkable_form_of(const Tensor& t) { return walkable(t) ? t : torch::stabl
 
 Map map_of(const Tensor& t) {
   const bool columns_adjacent = t.stride(3) == 1 || t.size(3) == 1;
-  const bool channels_adjacent = t.stride(1) == 1 ? t.size(1) > 1 || !columns_adjacent
-                                                  : !columns_adjacent;
-  return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.size(3),
-          channels_adjacent};
+  const bool channels_adjacent =
+      t.stride(1) == 1 ? t.size(1) > 1 || !columns_adjacent : !columns_adjacent;
+  return {t.mutable_data_ptr(), t.stride(0), t.stride(1),      t.stride(2),
+          t.stride(3),          t.size(3),   channels_adjacent};
 }
 
 struct Axes {
@@ -107,13 +107,12 @@ int64_t choose_block(const Gather& g, Element element) {
   return (even + lanes - 1) / lanes * lanes;
 }
 
-// Where columns are adjacent a cache line holds parts of two rows. For short rows it is worth holding
-// all of them, if they fit, to go through them in plain order and use both parts at once.
+// Where columns are adjacent a cache line holds parts of two rows. For short rows it is worth
+// holding all of them, if they fit, to go through them in plain order and use both parts at once.
 RowOrder choose_order(Gather& g, Element element, const ConvAxis& rows, int64_t source_height) {
   constexpr int64_t kTwoCacheLines = 128;
-  const int64_t bytes = element == Element::kBFloat16 || element == Element::kFloat16
-                            ? 2
-                            : sum_bytes(element);
+  const int64_t bytes =
+      element == Element::kBFloat16 || element == Element::kFloat16 ? 2 : sum_bytes(element);
   const bool is_short = g.source.width * bytes < kTwoCacheLines;
   const bool fits = source_height * g.source.width * gather_code().vector_bytes <= kHeldRowsBytes;
   const bool plain = rows.dilation > 1 && any_by_columns(g) && is_short && fits;
@@ -171,9 +170,8 @@ void gather(Gather& g, Element element, Direction direction, const Axes& axes) {
   const int64_t rows = direction == Direction::kForward ? axes.rows.out : axes.rows.in;
   int64_t bands = 1;
   choose_split(g, element, rows, bands);
-  const RowOrder order =
-      choose_order(g, element, axes.rows,
-                   direction == Direction::kForward ? axes.rows.in : axes.rows.out);
+  const RowOrder order = choose_order(
+      g, element, axes.rows, direction == Direction::kForward ? axes.rows.in : axes.rows.out);
   const GatherPlanner planner(direction, axes.rows, axes.columns, order, bands);
   g.plan = planner.plan();
   g.groups = std::min(g.groups, g.batch * g.plan.bands);
@@ -232,8 +230,8 @@ template <class A>
 Tensor sum_groups(const Tensor& partial, const Tensor& weight, int64_t groups) {
   const int64_t channels = weight.size(0);
   const int64_t taps = weight.size(2) * weight.size(3);
-  const Tensor result = torch::stable::empty({channels, 1, weight.size(2), weight.size(3)},
-                                             partial.scalar_type());
+  const Tensor result =
+      torch::stable::empty({channels, 1, weight.size(2), weight.size(3)}, partial.scalar_type());
   const A* from = static_cast<const A*>(partial.const_data_ptr());
   A* to = static_cast<A*>(result.mutable_data_ptr());
   constexpr int64_t kChannelsAtOnce = 64;
@@ -273,7 +271,8 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_backward_cpu(const Tensor& grad_outp
   const Tensor other = walkable_form_of(input);
   const Tensor filters = torch::stable::contiguous(weight);
   if (input.numel() == 0) {
-    return {grad_input, need_weight ? torch::stable::new_zeros(filters, filters.sizes()) : nothing()};
+    return {grad_input,
+            need_weight ? torch::stable::new_zeros(filters, filters.sizes()) : nothing()};
   }
   Gather g = gather_of(source, filters, axes);
   if (need_input) g.destination = map_of(grad_input);
@@ -283,9 +282,9 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_backward_cpu(const Tensor& grad_outp
   }
   g.other = map_of(other);
   const bool wide = element == Element::kFloat64;
-  const Tensor partial = torch::stable::empty(
-      {kWantedTasks, filters.size(2) * filters.size(3), g.channels},
-      wide ? ScalarType::Double : ScalarType::Float);
+  const Tensor partial =
+      torch::stable::empty({kWantedTasks, filters.size(2) * filters.size(3), g.channels},
+                           wide ? ScalarType::Double : ScalarType::Float);
   g.weight_gradients = partial.mutable_data_ptr();
   gather(g, element, Direction::kInputGradient, axes);
   return {grad_input, wide ? sum_groups<double>(partial, filters, g.groups)

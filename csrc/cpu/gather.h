@@ -41,8 +41,8 @@ struct RowTaps {
 };
 
 // Rows stand in an order in which neighbours share source rows: with dilation d that is
-// 0, d, 2d, ..., 1, d + 1, ... (or in plain order, where all source rows are held anyway). A band is
-// a piece of that order; bands are independent work.
+// 0, d, 2d, ..., 1, d + 1, ... (or in plain order, where all source rows are held anyway). A band
+// is a piece of that order; bands are independent work.
 struct ColumnRuns {
   const ColumnRun* runs;
   int64_t count;
@@ -76,11 +76,11 @@ struct Map {
 struct Gather {
   GatherPlan plan;
   Map source;
-  Map destination;  // data == nullptr: not wanted
-  Map other;        // data == nullptr: no weight gradient wanted
-  const void* weight;      // (channels, taps), taps = kernel_height * kernel_width
-  const void* bias;        // (channels), nullptr: none
-  void* packed_weight;     // (taps + 1, padded_channels) in the accumulation type, last row: bias
+  Map destination;      // data == nullptr: not wanted
+  Map other;            // data == nullptr: no weight gradient wanted
+  const void* weight;   // (channels, taps), taps = kernel_height * kernel_width
+  const void* bias;     // (channels), nullptr: none
+  void* packed_weight;  // (taps + 1, padded_channels) in the accumulation type, last row: bias
   bool weight_is_finite;
   void* weight_gradients;  // (groups, taps, channels) in the accumulation type
   int64_t batch;

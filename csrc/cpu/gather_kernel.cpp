@@ -16,8 +16,9 @@ struct Tap {
   int64_t weight;
 };
 
-// Most destination pixels computed together: a weight is loaded once for all of them, and their sums
-// are independent, which hides the latency of multiply-add. Half to three quarters of the registers.
+// Most destination pixels computed together: a weight is loaded once for all of them, and their
+// sums are independent, which hides the latency of multiply-add. Half to three quarters of the
+// registers.
 #if defined(__AVX512F__)
 constexpr int kPixels = 12;
 #else
@@ -88,7 +89,8 @@ struct GatherRun {
   }
 };
 
-// sums[taps[t].weight * sums_pitch] += sum over the run of other * source at tap t, for the T taps at `taps`.
+// sums[taps[t].weight * sums_pitch] += sum over the run of other * source at tap t, for the T taps
+// at `taps`.
 template <int T, class A>
 void correlate_taps(const A* source, int64_t pitch, const Tap* taps, const A* other,
                     int64_t other_pitch, int64_t count, A* sums, int64_t sums_pitch) {
@@ -125,7 +127,8 @@ DLV3P_INLINE void correlate_up_to(int64_t tap_count, const A* source, int64_t pi
     if (tap_count == T) {
       correlate_taps<T>(source, pitch, taps, other, other_pitch, count, sums, sums_pitch);
     } else {
-      correlate_up_to<T - 1>(tap_count, source, pitch, taps, other, other_pitch, count, sums, sums_pitch);
+      correlate_up_to<T - 1>(tap_count, source, pitch, taps, other, other_pitch, count, sums,
+                             sums_pitch);
     }
   }
 }
@@ -174,9 +177,7 @@ class Task {
   }
 
   // The last vector of channels overlaps the one before it instead of being a partial one.
-  int64_t channel_of(int64_t v) const {
-    return channels_ < L ? 0 : min_of(v * L, channels_ - L);
-  }
+  int64_t channel_of(int64_t v) const { return channels_ < L ? 0 : min_of(v * L, channels_ - L); }
 
   template <class T>
   T* row_of(const Map& map, int64_t image, int64_t row) const {
@@ -248,17 +249,16 @@ class Task {
     const Map& map = g_.destination;
     const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + channel_of(v);
     const auto go = [&](auto* data, int64_t step, int64_t lanes) {
-      GatherRun<A, std::remove_pointer_t<decltype(data)>>{
-          source_ + v * plane() * L,
-          run.source_step * L,
-          taps_,
-          tap_count,
-          weight,
-          g_.padded_channels,
-          weight + tap_count_ * g_.padded_channels,
-          data + run.first * step,
-          run.step * step,
-          lanes}
+      GatherRun<A, std::remove_pointer_t<decltype(data)>>{source_ + v * plane() * L,
+                                                          run.source_step * L,
+                                                          taps_,
+                                                          tap_count,
+                                                          weight,
+                                                          g_.padded_channels,
+                                                          weight + tap_count_ * g_.padded_channels,
+                                                          data + run.first * step,
+                                                          run.step * step,
+                                                          lanes}
           .gather(run.count);
     };
     if (map.channels_adjacent) {
@@ -323,8 +323,8 @@ class Task {
     return false;
   }
 
-  // Row `row` of the task's channels to vectors[v * plane + column]; with kCheck whether all of them
-  // are finite.
+  // Row `row` of the task's channels to vectors[v * plane + column]; with kCheck whether all of
+  // them are finite.
   template <bool kCheck>
   bool pack_row(const Map& map, int64_t image, int64_t row, A* to, int64_t plane) {
     const S* from = row_of<S>(map, image, row);
@@ -420,7 +420,8 @@ class Task {
   }
 
   void write_sums(int64_t group) {
-    A* to = static_cast<A*>(g_.weight_gradients) + group * tap_count_ * g_.channels + first_channel_;
+    A* to =
+        static_cast<A*>(g_.weight_gradients) + group * tap_count_ * g_.channels + first_channel_;
     for (int64_t t = 0; t < tap_count_; ++t) {
       for (int64_t v = 0; v < vectors_; ++v) {
         const A* sums = sums_ + (t * vectors_ + v) * L;

@@ -17,8 +17,8 @@ struct Walk {
         step(forward ? 1 : axis.stride),
         source_step(forward ? axis.stride : 1),
         // Destination indices this far apart read the same source index by another tap.
-        reuse_step(forward ? axis.dilation / std::gcd(axis.dilation, axis.stride)
-                           : axis.dilation) {}
+        reuse_step(forward ? axis.dilation / std::gcd(axis.dilation, axis.stride) : axis.dilation) {
+  }
 
   // Whether tap k of a destination index falls on the source's grid; `index` may lie outside it.
   bool reaches(int64_t destination, int64_t k, int64_t& index) const {
@@ -64,8 +64,7 @@ GatherPlanner::GatherPlanner(Direction direction, const ConvAxis& rows, const Co
 
 void GatherPlanner::plan_rows(RowOrder order, int64_t bands) {
   const Walk walk(direction_, rows_axis_);
-  const int64_t phases =
-      order == RowOrder::kPlain ? 1 : std::min(walk.reuse_step, walk.size);
+  const int64_t phases = order == RowOrder::kPlain ? 1 : std::min(walk.reuse_step, walk.size);
   std::vector<int64_t> phase_begin;
   for (int64_t phase = 0; phase < phases; ++phase) {
     phase_begin.push_back(static_cast<int64_t>(rows_.size()));
@@ -128,7 +127,8 @@ void GatherPlanner::add_merged_runs(int64_t phase, std::size_t exact_begin) {
   int64_t right = 0;
   for (int64_t k = 0; k < walk.axis.kernel; ++k) {
     int64_t index;
-    const bool used = walk.reaches(phase, k, index) && index < walk.source_size && index + reach >= 0;
+    const bool used =
+        walk.reaches(phase, k, index) && index < walk.source_size && index + reach >= 0;
     if (!used) continue;
     column_taps_.push_back({k, index});
     left = std::max(left, -index);

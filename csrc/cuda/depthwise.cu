@@ -55,8 +55,9 @@ ConvAxis axis_of(const Tensor& input, const Tensor& weight, int64_t d, int64_t s
                  int64_t before, int64_t after, int64_t dilation) {
   const int64_t in = input.size(2 + d);
   const int64_t kernel = weight.size(2 + d);
-  return {in, conv_output_size(in, before, after, kernel, stride, dilation),
-          kernel, stride, dilation, before};
+  return {in,       conv_output_size(in, before, after, kernel, stride, dilation),
+          kernel,   stride,
+          dilation, before};
 }
 
 Tensor depthwise_conv2d_cuda(const Tensor& input, const Tensor& weight,
@@ -64,8 +65,7 @@ Tensor depthwise_conv2d_cuda(const Tensor& input, const Tensor& weight,
                              const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(weight.size(0) == input.size(1) && weight.size(1) == 1,
                   "depthwise_conv2d: the CUDA kernel takes one filter per channel");
-  const ConvAxis rows =
-      axis_of(input, weight, 0, stride[0], padding[2], padding[3], dilation[0]);
+  const ConvAxis rows = axis_of(input, weight, 0, stride[0], padding[2], padding[3], dilation[0]);
   const ConvAxis columns =
       axis_of(input, weight, 1, stride[1], padding[0], padding[1], dilation[1]);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
@@ -87,8 +87,7 @@ Tensor depthwise_conv2d_cuda(const Tensor& input, const Tensor& weight,
                           columns,
                           format_of(input) == MemoryFormat::ChannelsLast};
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (input.scalar_type()) {
     case ScalarType::Float:

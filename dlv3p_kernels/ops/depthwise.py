@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,8 @@ def depthwise_conv2d(
         dilation: atrous rate, int or (height, width).
 
     Returns:
-        (N, C * multiplier, H', W'), H' = (H + top + bottom - dilation * (kh - 1) - 1) // stride + 1.
+        (N, C * multiplier, H', W') with
+        H' = (H + top + bottom - dilation * (kh - 1) - 1) // stride + 1.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -75,13 +78,16 @@ def depthwise_conv2d(
     rates = _checks.integers(_OP, "dilation", dilation, (2,), 1)
     _check_shapes(x, weight, bias)
     _output_size(x, weight, strides, pads, rates)
-    operators = {
-        "kernel": torch.ops.dlv3p.depthwise_conv2d,
-        "onednn": torch.ops.dlv3p.depthwise_conv2d_onednn,
-        "reference": reference.depthwise_conv2d,
-    }
-    operator = operators[dispatch.route(x, weight, pads, rates)]
+    operator = _operator(dispatch.route(x, weight, pads, rates))
     return operator(x, weight, bias, strides, pads, rates)
+
+
+def _operator(route: dispatch.Route) -> Callable[..., Tensor]:
+    if route == "kernel":
+        return torch.ops.dlv3p.depthwise_conv2d
+    if route == "onednn":
+        return torch.ops.dlv3p.depthwise_conv2d_onednn
+    return reference.depthwise_conv2d
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -147,7 +153,7 @@ def _fake_backward(grad, x, weight, stride, padding, dilation, need_input, need_
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weight, bias, ctx.stride, ctx.padding, ctx.dilation = inputs
+    x, weight, _, ctx.stride, ctx.padding, ctx.dilation = inputs
     needs_weight, needs_input = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
     ctx.save_for_backward(x if needs_weight or needs_input else None, weight)
 
@@ -198,9 +204,7 @@ def _double_backward(ctx, to_grad_input, to_grad_weight):  # type: ignore[no-unt
 
 
 for _name in ("dlv3p::depthwise_conv2d", "dlv3p::depthwise_conv2d_onednn"):
-    torch.library.register_autograd(
-        _name, _backward, setup_context=_setup_context, lib=LIBRARY
-    )
+    torch.library.register_autograd(_name, _backward, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd(
     "dlv3p::depthwise_conv2d_backward",
     _double_backward,
