@@ -88,7 +88,7 @@ def test_run_records_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str
     table = capsys.readouterr().out
     assert table == report.markdown(record)
     rows = [line for line in table.splitlines() if line.startswith("| 40x")]
-    assert len(rows) == 8 and {line.count("|") for line in rows} == {14}
+    assert len(rows) == 8 and {line.count("|") for line in rows} == {15}
     assert sum("(extra)" in line for line in rows) == 4
 
 

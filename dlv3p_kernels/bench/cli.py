@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import dispatch
 from .._native import status
 from . import depthwise, machine, report
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     torch.set_num_threads(options.threads)
     facts = machine.facts()
-    recorded = report.record(_run(options), facts)
+    with dispatch.backend(options.backend):
+        recorded = report.record(_run(options), facts)
     _deliver(recorded, options)
     return int(any(row["failures"] for row in recorded["rows"]))
 
@@ -43,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Time the ops against stock PyTorch and a copy of the input, in turns.",
     )
     parser.add_argument("op", nargs="?", choices=("depthwise",), default="depthwise")
+    parser.add_argument(
+        "--backend", choices=("auto", "cpu"), default="auto", help="cpu: never oneDNN's forward"
+    )
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     parser.add_argument("--dtype", nargs="+", choices=depthwise.DTYPES, default=None, metavar="D")
     parser.add_argument("--layout", nargs="+", choices=depthwise.LAYOUTS, default=None)

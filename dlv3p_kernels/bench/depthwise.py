@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dispatch
 from ..ops import depthwise_conv2d
 from . import accuracy
 from .goals import Direction, Goal, Verdict, goal
@@ -81,11 +82,15 @@ class Timed:
 
 @dataclass(frozen=True)
 class Row:
-    """A case in one dtype and layout; `failures` says what was not right, then nothing is timed."""
+    """A case in one dtype and layout; `failures` says what was not right, then nothing is timed.
+
+    `route` is who serves our forward: "kernel", or "onednn" where that is routed to stock PyTorch.
+    """
 
     case: Case
     dtype: str
     layout: str
+    route: dispatch.Route
     failures: list[str]
     forward: Timed | None = None
     backward: Timed | None = None
@@ -95,9 +100,9 @@ def run(case: Case, dtype: str, layout: str, seconds: float) -> Row:
     """Check and time one row; `seconds` is the time for each direction."""
     bench = _Bench(case, DTYPES[dtype], LAYOUTS[layout])
     if failures := bench.failures():
-        return Row(case, dtype, layout, failures)
+        return Row(case, dtype, layout, bench.route(), failures)
     forward, backward = (bench.time(direction, seconds) for direction in ("forward", "backward"))
-    return Row(case, dtype, layout, [], forward, backward)
+    return Row(case, dtype, layout, bench.route(), [], forward, backward)
 
 
 class _Bench:
@@ -117,6 +122,11 @@ class _Bench:
         self.copy = torch.empty_like(self.x)
         with torch.no_grad():
             self.grad = normal(*self.ours(self.x, self.weight).shape)
+
+    def route(self) -> dispatch.Route:
+        return dispatch.route(
+            self.x, self.weight, [self.case.padding] * 4, [self.case.dilation] * 2
+        )
 
     def ours(self, x: Tensor, weight: Tensor) -> Tensor:
         case = self.case

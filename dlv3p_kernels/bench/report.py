@@ -16,10 +16,11 @@ _HEAD = (
     "case (N=2)",
     "dtype",
     "layout",
+    "fwd by",
     *("stock fwd ms", "ours fwd ms", "ratio", "ours/copy", "goal"),
     *("stock bwd ms", "ours bwd ms", "ratio", "ours/copy", "goal"),
 )
-_TEXT_COLUMNS = (0, 1, 2, 7, 12)
+_TEXT_COLUMNS = (0, 1, 2, 3, 8, 13)
 
 
 def plain(row: Row) -> dict[str, Any]:
@@ -78,9 +79,9 @@ def _about(machine: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     case = row["case"] + (" (extra)" if row["extra"] else "")
-    cells = [case, row["dtype"], row["layout"]]
+    cells = [case, row["dtype"], row["layout"], row["route"]]
     if row["failures"]:
-        return cells + ["FAILED: " + "; ".join(row["failures"])] + ["-"] * (len(_HEAD) - 4)
+        return cells + ["FAILED: " + "; ".join(row["failures"])] + ["-"] * (len(_HEAD) - 5)
     for direction in ("forward", "backward"):
         cells += _timed_cells(row[direction])
     return cells
