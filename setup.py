@@ -68,7 +68,8 @@ class BuildNative(build_ext):
             print(NO_COMPILER, file=sys.stderr)
             return
         target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / LIBRARIES
-        work = Path(self.build_temp).resolve() / "native"
+        # An editable install is built again and again: a fixed folder makes that incremental.
+        work = (ROOT / "build" if self.inplace else Path(self.build_temp).resolve()) / "native"
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "DLV3P_TORCH_DIR": _torch_folder(),

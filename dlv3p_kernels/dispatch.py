@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
@@ -13,9 +14,6 @@ from . import _native
 
 BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
 _NAMES: tuple[str, ...] = ("auto", "cuda", "triton", "cpu", "reference")
-
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _current: str = "auto"
 
@@ -60,28 +58,28 @@ def current() -> str:
     return _current
 
 
-def why_not_cpu(x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Why the compiled CPU kernels can not serve a depthwise call; None where they can."""
-    if x.device.type != "cpu":
+@dataclass(frozen=True)
+class _Native:
+    library: _native.NativeLibrary
+    dtypes: tuple[torch.dtype, ...]
+
+
+_NATIVE = {
+    "cpu": _Native(_native.CPU, (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
+    "cuda": _Native(_native.CUDA, (torch.float32, torch.bfloat16, torch.float16)),
+}
+
+
+def why_not(name: str, x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why the kernels of back end `name` can not serve a depthwise call; None where they can."""
+    if name not in _NATIVE:
+        return "it has no Triton kernel yet"
+    native = _NATIVE[name]
+    if x.device.type != name:
         return f"the input is on {x.device}"
-    if not _native.CPU.loaded:
-        return _native.CPU.reason
-    return _why_not_kernel(x, weight, _CPU_DTYPES)
-
-
-def why_not_cuda(x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Why the CUDA kernels can not serve a depthwise call; None where they can."""
-    if x.device.type != "cuda":
-        return f"the input is on {x.device}"
-    if not _native.CUDA.loaded:
-        return _native.CUDA.reason
-    return _why_not_kernel(x, weight, _CUDA_DTYPES)
-
-
-def _why_not_kernel(
-    x: torch.Tensor, weight: torch.Tensor, dtypes: tuple[torch.dtype, ...]
-) -> str | None:
-    if x.dtype not in dtypes:
+    if not native.library.loaded:
+        return native.library.reason
+    if x.dtype not in native.dtypes:
         return f"no kernel for {x.dtype}"
     if weight.size(0) != x.size(1):
         return f"channel multiplier {weight.size(0) // max(x.size(1), 1)} is not 1"
@@ -105,12 +103,11 @@ def route(
     if _current == "reference":
         return "reference"
     if _current != "auto":
-        reasons = {"cpu": why_not_cpu, "cuda": why_not_cuda, "triton": _why_not_triton}
-        if reason := reasons[_current](x, weight):
+        if reason := why_not(_current, x, weight):
             raise RuntimeError(f"backend {_current!r} can not serve depthwise_conv2d: {reason}")
         return "kernel"
     # The CUDA kernel is asked for by name until recorded GPU results show it ahead.
-    if why_not_cpu(x, weight):
+    if why_not("cpu", x, weight):
         return "reference"
     return "onednn" if _onednn_is_fast(x, padding, dilation) else "kernel"
 
@@ -134,7 +131,3 @@ def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[
     fits = max(*padding, *dilation) <= _ONEDNN_MOST_PADDING
     nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return x.dtype in _ONEDNN_DTYPES and symmetric and fits and nhwc
-
-
-def _why_not_triton(x: torch.Tensor, weight: torch.Tensor) -> str:
-    return "it has no Triton kernel yet"
