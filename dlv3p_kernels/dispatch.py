@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
@@ -58,28 +57,22 @@ def current() -> str:
     return _current
 
 
-@dataclass(frozen=True)
-class _Native:
-    library: _native.NativeLibrary
-    dtypes: tuple[torch.dtype, ...]
-
-
-_NATIVE = {
-    "cpu": _Native(_native.CPU, (torch.float32, torch.bfloat16, torch.float16, torch.float64)),
-    "cuda": _Native(_native.CUDA, (torch.float32, torch.bfloat16, torch.float16)),
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 
 
 def why_not(name: str, x: torch.Tensor, weight: torch.Tensor) -> str | None:
     """Why the kernels of back end `name` can not serve a depthwise call; None where they can."""
-    if name not in _NATIVE:
+    if name not in _DTYPES:
         return "it has no Triton kernel yet"
-    native = _NATIVE[name]
+    library = _native.CPU if name == "cpu" else _native.CUDA
     if x.device.type != name:
         return f"the input is on {x.device}"
-    if not native.library.loaded:
-        return native.library.reason
-    if x.dtype not in native.dtypes:
+    if not library.loaded:
+        return library.reason
+    if x.dtype not in _DTYPES[name]:
         return f"no kernel for {x.dtype}"
     if weight.size(0) != x.size(1):
         return f"channel multiplier {weight.size(0) // max(x.size(1), 1)} is not 1"
@@ -124,10 +117,14 @@ if torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported():
 def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
     """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
 
-    So it is recorded for channels_last on its fast path; contiguous input it reorders both ways.
-    Gradients of dilated convolutions have no fast path there and always run on our kernels.
+    So it is recorded for channels_last on its fast path. Contiguous input it reorders both ways,
+    which only bfloat16 makes up for. Gradients of dilated convolutions have no fast path there and
+    always run on our kernels.
     """
     symmetric = padding[0] == padding[1] and padding[2] == padding[3]
     fits = max(*padding, *dilation) <= _ONEDNN_MOST_PADDING
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return x.dtype in _ONEDNN_DTYPES and symmetric and fits and nhwc
+    if x.dtype not in _ONEDNN_DTYPES or not (symmetric and fits):
+        return False
+    if x.is_contiguous():
+        return x.dtype == torch.bfloat16
+    return x.is_contiguous(memory_format=torch.channels_last)

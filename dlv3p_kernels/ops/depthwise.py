@@ -78,16 +78,18 @@ def depthwise_conv2d(
     rates = _checks.integers(_OP, "dilation", dilation, (2,), 1)
     _check_shapes(x, weight, bias)
     _output_size(x, weight, strides, pads, rates)
-    operator = _operator(dispatch.route(x, weight, pads, rates))
+    route = dispatch.route(x, weight, pads, rates)
+    operator: Callable[..., Tensor] = reference.depthwise_conv2d
+    if route == "kernel":
+        operator = torch.ops.dlv3p.depthwise_conv2d
+    elif route == "onednn" and _wants_gradients(x, weight, bias):
+        # Without gradients the operator would only add its overhead to stock.
+        operator = torch.ops.dlv3p.depthwise_conv2d_onednn
     return operator(x, weight, bias, strides, pads, rates)
 
 
-def _operator(route: dispatch.Route) -> Callable[..., Tensor]:
-    if route == "kernel":
-        return torch.ops.dlv3p.depthwise_conv2d
-    if route == "onednn":
-        return torch.ops.dlv3p.depthwise_conv2d_onednn
-    return reference.depthwise_conv2d
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
