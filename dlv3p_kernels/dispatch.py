@@ -117,7 +117,8 @@ if torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported():
 def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
     """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
 
-    So it is recorded for channels_last on its fast path. Contiguous input it reorders both ways,
+    So it is recorded (benchmarks/results/cpu/depthwise_kernel.json) for channels_last on its fast
+    path. Contiguous input it reorders both ways,
     which only bfloat16 makes up for. Gradients of dilated convolutions have no fast path there and
     always run on our kernels.
     """
