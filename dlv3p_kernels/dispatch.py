@@ -118,9 +118,8 @@ def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[
     """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
 
     So it is recorded (benchmarks/results/cpu/depthwise_kernel.json) for channels_last on its fast
-    path. Contiguous input it reorders both ways,
-    which only bfloat16 makes up for. Gradients of dilated convolutions have no fast path there and
-    always run on our kernels.
+    path. Contiguous input it reorders both ways, which only bfloat16 makes up for. Gradients of
+    dilated convolutions have no fast path there; all gradients run on our kernels.
     """
     symmetric = padding[0] == padding[1] and padding[2] == padding[3]
     fits = max(*padding, *dilation) <= _ONEDNN_MOST_PADDING
