@@ -223,3 +223,10 @@ def test_demo_compares_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert comparison.stock > 0 and comparison.ours > 0
     assert comparison.ratio == comparison.stock / comparison.ours
     assert (comparison.logits, comparison.gradients) == (0.25, 0.0)
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"set -o pipefail; {sys.executable} -u -m deeplabv3plus doctor | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("dlv3p_kernels ")
+    assert (done.returncode, done.stderr) == (0, "")

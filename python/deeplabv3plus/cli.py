@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, asdict, fields
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _command(args.command).run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `dlv3p doctor | head`: no error. What is still
+        # buffered goes nowhere, or the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except _BAD_INPUT as error:
         if debug:
             raise
