@@ -1,15 +1,13 @@
 // Depthwise convolution on CUDA: launcher and registration. Forward only; its gradients run stock.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "../common/tensor.h"
 #include "depthwise.cuh"
+#include "launch.h"
 
 namespace dlv3p {
 namespace {
@@ -34,16 +32,16 @@ bool packs_fit(const Tensor& t) {
 }
 
 template <class T, int V>
-void launch_depthwise_fwd(const DepthwiseParams& p, cudaStream_t stream) {
+void launch_depthwise_fwd(const DepthwiseParams& p, const Stream& stream) {
   const int64_t count = p.batch * (p.channels / V) * p.rows.out * p.columns.out;
   const int64_t blocks = std::min((count + kThreads - 1) / kThreads, kMostBlocks);
-  depthwise_fwd_kernel<T, V><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  stream.launch(depthwise_fwd_kernel<T, V>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+                p);
 }
 
 template <class T>
 void launch(const DepthwiseParams& p, const Tensor& input, const Tensor& output,
-            cudaStream_t stream) {
+            const Stream& stream) {
   if (packs_fit<T>(input) && packs_fit<T>(output)) {
     launch_depthwise_fwd<T, kPackBytes / sizeof(T)>(p, stream);
   } else {
@@ -68,7 +66,7 @@ Tensor depthwise_conv2d_cuda(const Tensor& input, const Tensor& weight,
   const ConvAxis rows = axis_of(input, weight, 0, stride[0], padding[2], padding[3], dilation[0]);
   const ConvAxis columns =
       axis_of(input, weight, 1, stride[1], padding[0], padding[1], dilation[1]);
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const Stream stream(input);
   const Tensor output =
       empty_in_format_of(input, input.size(0), input.size(1), rows.out, columns.out);
   if (output.numel() == 0) return output;
@@ -86,28 +84,13 @@ Tensor depthwise_conv2d_cuda(const Tensor& input, const Tensor& weight,
                           rows,
                           columns,
                           format_of(input) == MemoryFormat::ChannelsLast};
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(input.get_device_index(), &stream));
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (input.scalar_type()) {
-    case ScalarType::Float:
-      launch<float>(p, input, output, cuda_stream);
-      break;
-    case ScalarType::Half:
-      launch<__half>(p, input, output, cuda_stream);
-      break;
-    case ScalarType::BFloat16:
-      launch<__nv_bfloat16>(p, input, output, cuda_stream);
-      break;
-    default:
-      STD_TORCH_CHECK(false, "depthwise_conv2d: no CUDA kernel for this dtype");
-  }
+  with_element_type(input, "depthwise_conv2d", [&](auto* element) {
+    launch<std::remove_pointer_t<decltype(element)>>(p, input, output, stream);
+  });
   return output;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dlv3p, CUDA, m) {
-  m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d_cuda));
-}
+DLV3P_CUDA_LIBRARY(m) { m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d_cuda)); }
 
 }  // namespace
 }  // namespace dlv3p

@@ -1,12 +1,10 @@
 // Depthwise convolution forward: one thread makes V neighbouring channels of one output pixel.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #include "../common/conv_geometry.h"
+#include "platform.cuh"
 
 namespace dlv3p {
 
@@ -29,12 +27,6 @@ struct DepthwiseParams {
   ConvAxis rows;
   ConvAxis columns;
   bool channels_fastest;  // neighbouring threads take neighbouring channels, else columns
-};
-
-// V elements that are loaded and stored as one.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T lane[V];
 };
 
 // Takes `index` apart: the remainder by `size` comes back, the quotient stays.
@@ -62,27 +54,26 @@ __global__ void depthwise_fwd_kernel(DepthwiseParams p) {
     const T* image = static_cast<const T*>(p.input) + index * p.input_map.stride_n +
                      channel * p.input_map.stride_c;
     float sum[V];
-    for (int v = 0; v < V; ++v) sum[v] = bias ? static_cast<float>(bias[channel + v]) : 0.0f;
+    for (int v = 0; v < V; ++v) sum[v] = bias ? to_float(bias[channel + v]) : 0.0f;
     for (int64_t kh = 0; kh < p.rows.kernel; ++kh) {
       const int64_t h = p.rows.source(row, kh);
       if (h < 0 || h >= p.rows.in) continue;
       for (int64_t kw = 0; kw < p.columns.kernel; ++kw) {
         const int64_t w = p.columns.source(column, kw);
         if (w < 0 || w >= p.columns.in) continue;
-        const auto x = *reinterpret_cast<const Pack<T, V>*>(image + h * p.input_map.stride_h +
-                                                            w * p.input_map.stride_w);
+        const auto x = load_pack<V>(image + h * p.input_map.stride_h + w * p.input_map.stride_w);
         for (int v = 0; v < V; ++v) {
           const T factor = weight[(channel + v) * taps + kh * p.columns.kernel + kw];
-          sum[v] += static_cast<float>(factor) * static_cast<float>(x.lane[v]);
+          sum[v] += to_float(factor) * to_float(x.lane[v]);
         }
       }
     }
     Pack<T, V> y;
-    for (int v = 0; v < V; ++v) y.lane[v] = static_cast<T>(sum[v]);
+    for (int v = 0; v < V; ++v) y.lane[v] = from_float<T>(sum[v]);
     T* to = static_cast<T*>(p.output) + index * p.output_map.stride_n +
             channel * p.output_map.stride_c + row * p.output_map.stride_h +
             column * p.output_map.stride_w;
-    *reinterpret_cast<Pack<T, V>*>(to) = y;
+    store_pack(to, y);
   }
 }
 

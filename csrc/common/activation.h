@@ -1,0 +1,44 @@
+// The activations that stand around a convolution, and their derivatives; shared by host and
+// device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "conv_geometry.h"
+
+namespace dlv3p {
+
+enum class Activation : int32_t { kIdentity, kRelu, kRelu6, kSilu };
+
+// NaN passes through, as in stock PyTorch.
+DLV3P_HOST_DEVICE inline float activate(Activation activation, float z) {
+  switch (activation) {
+    case Activation::kRelu:
+      return z < 0.0f ? 0.0f : z;
+    case Activation::kRelu6:
+      return z < 0.0f ? 0.0f : (z > 6.0f ? 6.0f : z);
+    case Activation::kSilu:
+      return z / (1.0f + expf(-z));
+    default:
+      return z;
+  }
+}
+
+// The derivative at `z`; at the corners of relu and relu6 it is 0, as in stock PyTorch.
+DLV3P_HOST_DEVICE inline float activation_slope(Activation activation, float z) {
+  switch (activation) {
+    case Activation::kRelu:
+      return z <= 0.0f ? 0.0f : 1.0f;
+    case Activation::kRelu6:
+      return z <= 0.0f || z >= 6.0f ? 0.0f : 1.0f;
+    case Activation::kSilu: {
+      const float sigmoid = 1.0f / (1.0f + expf(-z));
+      return sigmoid * (1.0f + z * (1.0f - sigmoid));
+    }
+    default:
+      return 1.0f;
+  }
+}
+
+}  // namespace dlv3p
