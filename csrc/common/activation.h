@@ -5,11 +5,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include "activation_code.h"
 #include "conv_geometry.h"
 
 namespace dlv3p {
-
-enum class Activation : int32_t { kIdentity, kRelu, kRelu6, kSilu };
 
 // NaN passes through, as in stock PyTorch.
 DLV3P_HOST_DEVICE inline float activate(Activation activation, float z) {

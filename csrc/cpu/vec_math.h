@@ -1,0 +1,114 @@
+// Activations of whole vectors and their derivatives. Included by sources that are compiled once
+// per instruction set; see vec.h.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../common/activation_code.h"
+#include "vec.h"
+
+namespace dlv3p {
+namespace {
+
+typedef int32_t IVec __attribute__((vector_size(kVectorBytes)));
+
+// e^x to 1 unit in the last place; 0 and infinity where float32 ends, NaN stays.
+//
+// x = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n e^r, and e^r = 1 + r + r^2 q(r) with the q of
+// degree 4 that has the least largest relative error (3.1e-9, found by weighted least squares).
+DLV3P_INLINE Vec<float> exp(Vec<float> x) {
+  constexpr float kAllInfinite = 89.0f;
+  constexpr float kAllZero = -104.0f;
+  x = x > kAllInfinite ? splat(kAllInfinite) : x;
+  x = x < kAllZero ? splat(kAllZero) : x;
+  // Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to a whole number, which
+  // stands in its last bits.
+  constexpr float kRound = 0x1.8p23f;
+  constexpr float kLog2OfE = 0x1.715476p0f;
+  const Vec<float> rounded = x * kLog2OfE + kRound;
+  const Vec<float> n = rounded - kRound;
+  // ln 2 in two parts; products of the first with n are exact.
+  constexpr float kLn2High = 0x1.63p-1f;
+  constexpr float kLn2Low = -0x1.bd0106p-13f;
+  const Vec<float> r = x - n * kLn2High - n * kLn2Low;
+  Vec<float> q = r * 0.001381459878757596f + 0.008368716575205326f;
+  q = q * r + 0.04166838899254799f;
+  q = q * r + 0.1666652113199234f;
+  q = q * r + 0.4999999403953552f;
+  const Vec<float> y = q * (r * r) + r + 1.0f;
+  // 2^n in two factors, as it may lie outside of float32 where the product does not.
+  const IVec exponent = bit_cast<IVec>(rounded) - bit_cast<int32_t>(kRound);
+  const IVec half = exponent >> 1;
+  const auto power_of_2 = [](IVec e) { return bit_cast<Vec<float>>((e + 127) << 23); };
+  return y * power_of_2(half) * power_of_2(exponent - half);
+}
+
+// float64 serves to check gradients; its speed does not matter.
+DLV3P_INLINE Vec<double> exp(Vec<double> x) {
+  for (int i = 0; i < kLanesOf<double>; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
+
+// --- activations ---------------------------------------------------------------------------------
+
+template <Activation k>
+using ActivationOf = std::integral_constant<Activation, k>;
+
+// Calls `f` with the activation as a type, so that loops are compiled for each of them.
+template <class F>
+DLV3P_INLINE auto with_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::kRelu:
+      return f(ActivationOf<Activation::kRelu>());
+    case Activation::kRelu6:
+      return f(ActivationOf<Activation::kRelu6>());
+    case Activation::kSilu:
+      return f(ActivationOf<Activation::kSilu>());
+    default:
+      return f(ActivationOf<Activation::kIdentity>());
+  }
+}
+
+// What an activation makes of `z`, and of the gradient `g` of its result.
+template <class V>
+struct Activated {
+  V value;
+  V gradient;
+};
+
+// Comparisons stand so that NaN passes through, as in stock PyTorch.
+template <Activation k, class V>
+DLV3P_INLINE V activate(V z) {
+  if constexpr (k == Activation::kRelu) {
+    return z < 0 ? V{} : z;
+  } else if constexpr (k == Activation::kRelu6) {
+    const V low = z < 0 ? V{} : z;
+    return low > 6 ? V{} + 6 : low;
+  } else if constexpr (k == Activation::kSilu) {
+    return z / (1 + exp(-z));
+  } else {
+    return z;
+  }
+}
+
+// The gradient at the corners of relu and relu6 is 0, and an infinite `g` outside them does not
+// come through either.
+template <Activation k, class V>
+DLV3P_INLINE Activated<V> activate(V z, V g) {
+  if constexpr (k == Activation::kRelu) {
+    return {activate<k>(z), z <= 0 ? V{} : g};
+  } else if constexpr (k == Activation::kRelu6) {
+    const V positive = z <= 0 ? V{} : g;
+    return {activate<k>(z), z >= 6 ? V{} : positive};
+  } else if constexpr (k == Activation::kSilu) {
+    const V sigmoid = 1 / (1 + exp(-z));
+    const V value = z * sigmoid;
+    return {value, g * (sigmoid * (1 + z - value))};
+  } else {
+    return {z, g};
+  }
+}
+
+}  // namespace
+}  // namespace dlv3p
