@@ -4,6 +4,17 @@ from . import nn, reference
 from ._native import status
 from ._version import __version__
 from .dispatch import backend
-from .ops import depthwise_conv2d
+from .explain import explain
+from .ops import ChannelAffine, depthwise_conv2d, depthwise_conv2d_with_statistics
 
-__all__ = ["__version__", "backend", "depthwise_conv2d", "nn", "reference", "status"]
+__all__ = [
+    "ChannelAffine",
+    "__version__",
+    "backend",
+    "depthwise_conv2d",
+    "depthwise_conv2d_with_statistics",
+    "explain",
+    "nn",
+    "reference",
+    "status",
+]

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
-from . import _native
+from .backends import BACKENDS
 
 BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
-_NAMES: tuple[str, ...] = ("auto", "cuda", "triton", "cpu", "reference")
+REFERENCE = "reference"
 
-_current: str = "auto"
+
+def _names() -> tuple[str, ...]:
+    return ("auto", *BACKENDS, REFERENCE)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in _names():
+        raise ValueError(f"{source} must be one of {_names()}, got {name!r}")
+    return name
+
+
+_current: str = _checked(os.environ.get("DLV3P_BACKEND", "auto"), "DLV3P_BACKEND")
 
 
 class backend:
     """Choose the back end that serves the ops, as a context manager or as a setter.
 
     `dk.backend("reference")` switches at once; used in a `with` statement it switches back at the
-    end. The choice is global to the process, like `torch.use_deterministic_algorithms`.
+    end. The choice is global to the process, like `torch.use_deterministic_algorithms`. At the
+    start it is `"auto"`, or what the environment variable `DLV3P_BACKEND` names.
 
     Args:
-        name: `"auto"` takes the compiled kernels where they cover a call and stock PyTorch
-            elsewhere; `"reference"` always runs stock PyTorch; `"cpu"`, `"cuda"` and `"triton"`
-            insist on that back end and raise where it can not serve a call.
+        name: `"auto"` takes our kernels where they cover a call and are the faster ones, and stock
+            PyTorch elsewhere; `"reference"` always runs stock PyTorch; `"cpu"`, `"cuda"` (compiled)
+            and `"triton"` insist on that back end and raise where it can not serve a call.
 
     Raises:
         ValueError: `name` is none of these.
@@ -34,10 +47,8 @@ class backend:
 
     def __init__(self, name: BackendName) -> None:
         global _current
-        if name not in _NAMES:
-            raise ValueError(f"backend: name must be one of {_NAMES}, got {name!r}")
         self._previous = _current
-        _current = name
+        _current = _checked(name, "backend: name")
 
     def __enter__(self) -> backend:
         return self
@@ -57,74 +68,64 @@ def current() -> str:
     return _current
 
 
-_DTYPES = {
-    "cpu": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
-    "cuda": (torch.float32, torch.bfloat16, torch.float16),
-}
+class Call(NamedTuple):
+    """What the choice of a back end depends on.
+
+    Attributes:
+        op: name of the op.
+        x: its input.
+        unfit: why no kernel at all can serve this call; None where one may.
+        stock_is_ahead: why `auto` prefers stock PyTorch, although a kernel of the input's device
+            could serve; None where it does not.
+    """
+
+    op: str
+    x: torch.Tensor
+    unfit: str | None = None
+    stock_is_ahead: str | None = None
 
 
-def why_not(name: str, x: torch.Tensor, weight: torch.Tensor) -> str | None:
-    """Why the kernels of back end `name` can not serve a depthwise call; None where they can."""
-    if name not in _DTYPES:
-        return "it has no Triton kernel yet"
-    library = _native.CPU if name == "cpu" else _native.CUDA
-    if x.device.type != name:
-        return f"the input is on {x.device}"
-    if not library.loaded:
-        return library.reason
-    if x.dtype not in _DTYPES[name]:
-        return f"no kernel for {x.dtype}"
-    if weight.size(0) != x.size(1):
-        return f"channel multiplier {weight.size(0) // max(x.size(1), 1)} is not 1"
+def no_gpu_record(x: torch.Tensor) -> str | None:
+    """Why `auto` prefers stock PyTorch on GPUs: kernels have to be shown ahead first."""
+    return "no recorded GPU result shows our kernels ahead" if x.device.type == "cuda" else None
+
+
+def why_not(name: str, call: Call) -> str | None:
+    """Why back end `name` can not serve `call`; None where it can."""
+    if name == REFERENCE:
+        return None
+    if reason := BACKENDS[name].why_not(call.x):
+        return reason
+    if call.unfit:
+        return call.unfit
     # Registered autograd formulas serve neither; forward mode would even drop tangents silently.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "transforms of torch.func and forward-mode derivatives run stock PyTorch"
     return None
 
 
-Route = Literal["kernel", "onednn", "reference"]
-
-
-def route(
-    x: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]
-) -> Route:
-    """Who serves this depthwise call: our kernels, oneDNN forward and our gradients, or stock.
+def choose(call: Call) -> str:
+    """The name of the back end that serves `call`.
 
     Raises:
         RuntimeError: a back end was insisted on and can not serve the call; says why.
     """
-    if _current == "reference":
-        return "reference"
     if _current != "auto":
-        if reason := why_not(_current, x, weight):
-            raise RuntimeError(f"backend {_current!r} can not serve depthwise_conv2d: {reason}")
-        return "kernel"
-    # The CUDA kernel is asked for by name until recorded GPU results show it ahead.
-    if why_not("cpu", x, weight):
-        return "reference"
-    return "onednn" if _onednn_is_fast(x, padding, dilation) else "kernel"
+        if reason := why_not(_current, call):
+            raise RuntimeError(f"backend {_current!r} can not serve {call.op}: {reason}")
+        return _current
+    # The compiled kernels of the input's device; Triton is asked for by name until GPU results
+    # are recorded.
+    name = call.x.device.type
+    if name not in BACKENDS or call.stock_is_ahead or why_not(name, call):
+        return REFERENCE
+    return name
 
 
-# oneDNN computes this many neighbouring pixels at once and needs the left padding to fit in; beyond
-# it falls back to a dense convolution: 13 to 40 times slower for 2048x33x33 (benchmarks/results/).
-_AVX512 = torch.cpu._is_avx512_supported()
-_ONEDNN_MOST_PADDING = 6 if _AVX512 else 3
-_ONEDNN_DTYPES: tuple[torch.dtype, ...] = ()
-if torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported():
-    _ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _AVX512 else (torch.float32,)
+def operators(name: str) -> Any:
+    """The ops of a back end: `torch.ops.<namespace>`."""
+    return getattr(torch.ops, BACKENDS[name].namespace)
 
 
-def _onednn_is_fast(x: torch.Tensor, padding: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether the forward is one that oneDNN, through stock PyTorch, does faster than the gather.
-
-    So it is recorded (benchmarks/results/cpu/depthwise_kernel.json) for channels_last on its fast
-    path. Contiguous input it reorders both ways, which only bfloat16 makes up for. Gradients of
-    dilated convolutions have no fast path there; all gradients run on our kernels.
-    """
-    symmetric = padding[0] == padding[1] and padding[2] == padding[3]
-    fits = max(*padding, *dilation) <= _ONEDNN_MOST_PADDING
-    if x.dtype not in _ONEDNN_DTYPES or not (symmetric and fits):
-        return False
-    if x.is_contiguous():
-        return x.dtype == torch.bfloat16
-    return x.is_contiguous(memory_format=torch.channels_last)
+# Public op -> the function that turns its arguments into a Call.
+CALLS: dict[Callable[..., Any], Callable[..., Call]] = {}

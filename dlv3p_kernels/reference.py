@@ -1,16 +1,25 @@
 """The definition of every op in stock PyTorch: what the kernels must equal, and the fall-back.
 
-Arguments are normalised as in `torch.ops.dlv3p`: `stride` and `dilation` are (height, width) and
-`padding` is (left, right, top, bottom).
+Arguments are normalised as in `torch.ops.dlv3p`: `stride` and `dilation` are (height, width),
+`padding` is (left, right, top, bottom), and an activation is its number in `ACTIVATIONS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# By name, in the order of csrc/common/activation.h.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+}
+_ACTIVATIONS = tuple(ACTIVATIONS.values())
 
 
 def depthwise_conv2d(
@@ -49,6 +58,75 @@ def depthwise_conv2d_backward(
         grad_padded if grad_padded is not None else x.new_empty(0),
         grad_weight if grad_weight is not None else x.new_empty(0),
     )
+
+
+def depthwise_conv2d_fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_activation: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_activation: int,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Affine and activation, depthwise convolution, affine and activation or channel statistics."""
+    z = channel_affine(x, in_scale, in_shift, in_activation)
+    raw = depthwise_conv2d(z, weight, bias, stride, padding, dilation)
+    output = channel_affine(raw, out_scale, out_shift, out_activation)
+    vector_dtype = torch.promote_types(x.dtype, torch.float32)
+    if not statistics:
+        return output, x.new_empty(0, dtype=vector_dtype), x.new_empty(0, dtype=vector_dtype)
+    var, mean = torch.var_mean(output.to(vector_dtype), (0, 2, 3), correction=0)
+    return output, mean, var
+
+
+def depthwise_conv2d_fused_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_activation: int,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the convolution of `channel_affine(x, ...)` by x, weight, scale and shift."""
+    vector_dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.enable_grad():
+        leaf = x.detach().to(vector_dtype).requires_grad_()
+        scale = None if in_scale is None else in_scale.detach().requires_grad_()
+        shift = None if in_shift is None else in_shift.detach().requires_grad_()
+        z = channel_affine(leaf, scale, shift, in_activation)
+    grad_z, grad_weight = depthwise_conv2d_backward(
+        grad, z.detach().to(x.dtype), weight, stride, padding, dilation, need_input, need_weight
+    )
+    empty = x.new_empty(0, dtype=vector_dtype)
+    if not need_input:
+        return x.new_empty(0), grad_weight, empty, empty
+    if z is leaf:
+        return grad_z, grad_weight, empty, empty
+    leaves = (leaf,) if scale is None or shift is None else (leaf, scale, shift)
+    grads = torch.autograd.grad(z, leaves, grad_z.to(vector_dtype))
+    vectors = grads[1:] if len(grads) == 3 else (empty, empty)
+    return grads[0].to(x.dtype), grad_weight, *vectors
+
+
+def channel_affine(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, activation: int
+) -> Tensor:
+    """`activation(x * scale + shift)` per channel, in the dtype of `x`."""
+    if scale is None or shift is None:
+        return _ACTIVATIONS[activation](x)
+    return _ACTIVATIONS[activation](x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def _split_padding(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:

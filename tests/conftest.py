@@ -1,4 +1,9 @@
-"""Fixtures shared by the tests: which back end must run, poisoned memory, number of threads."""
+"""Fixtures shared by the tests: which back end must run, poisoned memory, number of threads.
+
+`pytest --backend NAME --device DEVICE` chooses the kernels that the tests with the fixture `native`
+hold to the cases: "cpu" (the default), "cuda", "triton" (on the CPU with TRITON_INTERPRET=1), or
+"emulated", the CUDA kernels compiled for the CPU by tests/emulator.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,51 @@ import pytest
 import torch
 
 import dlv3p_kernels as dk
+from dlv3p_kernels import _library, backends
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", default="cpu", help="the kernels under test")
+    parser.addoption("--device", default="cpu", help="where their tensors lie")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compact: repeated for every CPU instruction set")
+    if config.getoption("--backend") == "emulated":
+        _add_emulated()
+
+
+def _add_emulated() -> None:
+    from emulator import build
+
+    _library.add("dlv3p_emulated")
+    build.load()
+    dtypes = backends.BACKENDS["cuda"].dtypes
+    backends.BACKENDS["emulated"] = backends.Backend(
+        "emulated", "dlv3p_emulated", "cpu", dtypes, lambda: None
+    )
+
+
+@pytest.fixture(scope="session")
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """The back end under test."""
+    return str(request.config.getoption("--backend"))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of the tensors under test."""
+    return str(request.config.getoption("--device"))
 
 
 @pytest.fixture
-def native() -> Iterator[None]:
-    """Insist on the compiled CPU kernels: a call that they cannot serve raises."""
-    library = dk.status().cpu
-    if not library.loaded:
+def native(backend_name: str) -> Iterator[None]:
+    """Insist on the kernels under test: a call that they cannot serve raises."""
+    if reason := backends.BACKENDS[backend_name].missing():
         if os.environ.get("DLV3P_REQUIRE_NATIVE") == "1":
-            pytest.fail(f"DLV3P_REQUIRE_NATIVE=1, but {library}")
-        pytest.skip(str(library))
-    with dk.backend("cpu"):
+            pytest.fail(f"DLV3P_REQUIRE_NATIVE=1, but {backend_name} is missing: {reason}")
+        pytest.skip(reason)
+    with dk.backend(backend_name):
         yield
 
 

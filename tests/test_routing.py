@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from test_backend import Calls
 
 import dlv3p_kernels as dk
-from dlv3p_kernels import dispatch
+from dlv3p_kernels.ops import _depthwise
+from dlv3p_kernels.ops.depthwise import call_of, served_by
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -18,8 +19,8 @@ LAST, FIRST = torch.channels_last, torch.contiguous_format
 @pytest.fixture(autouse=True)
 def as_with_avx512(native: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The default choice, with the rule of the widest machines, whatever this one has."""
-    monkeypatch.setattr(dispatch, "_ONEDNN_MOST_PADDING", 6)
-    monkeypatch.setattr(dispatch, "_ONEDNN_DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(_depthwise, "_ONEDNN_MOST_PADDING", 6)
+    monkeypatch.setattr(_depthwise, "_ONEDNN_DTYPES", (torch.float32, torch.bfloat16))
     with dk.backend("auto"):
         yield
 
@@ -38,26 +39,26 @@ def layer(
         (torch.float32, LAST, (1, 1, 1, 1), (1, 1), "onednn"),
         (torch.bfloat16, LAST, (6, 6, 6, 6), (6, 6), "onednn"),
         (torch.bfloat16, FIRST, (2, 2, 2, 2), (2, 2), "onednn"),
-        (torch.float32, FIRST, (1, 1, 1, 1), (1, 1), "kernel"),
-        (torch.float32, LAST, (7, 7, 7, 7), (7, 7), "kernel"),
-        (torch.float32, LAST, (1, 1, 12, 12), (12, 1), "kernel"),
-        (torch.float32, LAST, (0, 1, 0, 1), (1, 1), "kernel"),
-        (torch.float16, LAST, (1, 1, 1, 1), (1, 1), "kernel"),
-        (torch.float64, LAST, (1, 1, 1, 1), (1, 1), "kernel"),
+        (torch.float32, FIRST, (1, 1, 1, 1), (1, 1), "cpu"),
+        (torch.float32, LAST, (7, 7, 7, 7), (7, 7), "cpu"),
+        (torch.float32, LAST, (1, 1, 12, 12), (12, 1), "cpu"),
+        (torch.float32, LAST, (0, 1, 0, 1), (1, 1), "cpu"),
+        (torch.float16, LAST, (1, 1, 1, 1), (1, 1), "cpu"),
+        (torch.float64, LAST, (1, 1, 1, 1), (1, 1), "cpu"),
     ],
 )
 def test_route(dtype, layout, padding, dilation, route) -> None:
-    assert dispatch.route(*layer(dtype, layout), padding, dilation) == route
+    assert served_by(call_of(*layer(dtype, layout), padding, dilation)) == route
 
 
 def test_strided_input_runs_our_kernel() -> None:
     x, weight = layer()
-    assert dispatch.route(x[:, :12], weight[:12], (1, 1, 1, 1), (1, 1)) == "kernel"
+    assert served_by(call_of(x[:, :12], weight[:12], (1, 1, 1, 1), (1, 1))) == "cpu"
 
 
 def test_insisting_on_the_cpu_never_takes_onednn() -> None:
     with dk.backend("cpu"):
-        assert dispatch.route(*layer(), (1, 1, 1, 1), (1, 1)) == "kernel"
+        assert served_by(call_of(*layer(), (1, 1, 1, 1), (1, 1))) == "cpu"
 
 
 def test_without_gradients_stock_runs_and_nothing_else() -> None:

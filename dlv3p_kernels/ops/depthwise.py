@@ -1,35 +1,32 @@
-"""Depthwise (atrous) convolution: schema, checks, fake tensors, autograd, public function."""
+"""Depthwise (atrous) convolution: schema, fake tensors, autograd, public function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _checks, dispatch, reference
+from .. import dispatch, reference
 from .._checks import Ints
-from .._library import LIBRARY
+from .._library import LIBRARY, for_each
+from ._common import ChannelAffine, empty_in_format_of, wants_gradients
+from ._depthwise import Geometry, onednn_is_ahead, output_size, tensors, unfit
+from .depthwise_fused import depthwise_conv2d_fused
 
 _OP = "depthwise_conv2d"
-
 _SCHEMA = (
     "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation)"
     " -> Tensor"
 )
-LIBRARY.define("depthwise_conv2d" + _SCHEMA)
-# The same convolution with stock PyTorch's forward, where that is fast, and our gradients.
-LIBRARY.define("depthwise_conv2d_onednn" + _SCHEMA)
-LIBRARY.define(
+_BACKWARD = (
     "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, int[] stride,"
     " int[] padding, int[] dilation, bool need_input, bool need_weight) -> (Tensor, Tensor)"
 )
-# Compiled kernels register under CPU and CUDA and win; every other device runs the definition.
-for _name in ("depthwise_conv2d", "depthwise_conv2d_onednn"):
-    LIBRARY.impl(_name, reference.depthwise_conv2d, "CompositeExplicitAutograd")
-LIBRARY.impl(
-    "depthwise_conv2d_backward", reference.depthwise_conv2d_backward, "CompositeExplicitAutograd"
-)
+ONEDNN = "onednn"
+_ONEDNN_IS_AHEAD = "stock PyTorch's oneDNN forward is recorded ahead here; gradients are ours"
 
 
 def depthwise_conv2d(
@@ -39,6 +36,9 @@ def depthwise_conv2d(
     stride: Ints = 1,
     padding: Ints = 0,
     dilation: Ints = 1,
+    *,
+    prologue: ChannelAffine | None = None,
+    epilogue: ChannelAffine | None = None,
 ) -> Tensor:
     """Depthwise (atrous) convolution: every channel is convolved with its own kernel.
 
@@ -56,6 +56,10 @@ def depthwise_conv2d(
         padding: zeros around the input: int, (height, width), or (left, right, top, bottom) in
             the order of `F.pad`, as TensorFlow's SAME needs.
         dilation: atrous rate, int or (height, width).
+        prologue: applied to `x` while it is read, such as the batch norm and the activation of the
+            layer before: the result is that of `depthwise_conv2d(prologue(x), ...)`, with the
+            padding still zeros, but `prologue(x)` never exists in memory.
+        epilogue: applied to the result before it is written.
 
     Returns:
         (N, C * multiplier, H', W') with
@@ -68,88 +72,74 @@ def depthwise_conv2d(
     Source: atrous separable convolution, Chen et al., "Encoder-Decoder with Atrous Separable
     Convolution for Semantic Image Segmentation", ECCV 2018, section 3.1.
     """
-    x = _checks.tensor(_OP, "x", x, 4)
-    weight = _checks.tensor(_OP, "weight", weight, 4)
-    if bias is not None:
-        bias = _checks.tensor(_OP, "bias", bias, 1)
-    x, weight, bias = _checks.autocast(x, weight, bias)
-    strides = _checks.integers(_OP, "stride", stride, (2,), 1)
-    pads = _checks.padding(_OP, padding)
-    rates = _checks.integers(_OP, "dilation", dilation, (2,), 1)
-    _check_shapes(x, weight, bias)
-    _output_size(x, weight, strides, pads, rates)
-    route = dispatch.route(x, weight, pads, rates)
-    operator: Callable[..., Tensor] = reference.depthwise_conv2d
-    if route == "kernel":
-        operator = torch.ops.dlv3p.depthwise_conv2d
-    elif route == "onednn" and _wants_gradients(x, weight, bias):
-        # Without gradients the operator would only add its overhead to stock.
-        operator = torch.ops.dlv3p.depthwise_conv2d_onednn
-    return operator(x, weight, bias, strides, pads, rates)
-
-
-def _wants_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    channels = x.size(1)
-    _checks.same_kind(_OP, "weight", weight, "x", x)
-    if channels == 0:
-        raise ValueError(f"{_OP}: x must have at least one channel, got shape {tuple(x.shape)}")
-    if weight.size(1) != 1 or weight.size(0) == 0 or weight.size(0) % channels:
-        raise ValueError(
-            f"{_OP}: weight must be (C * multiplier, 1, kh, kw) with C = {channels} channels of x,"
-            f" got shape {tuple(weight.shape)}"
+    if prologue is not None or epilogue is not None:
+        return depthwise_conv2d_fused(
+            x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
         )
-    if weight.size(2) == 0 or weight.size(3) == 0:
-        raise ValueError(f"{_OP}: weight must have a kernel, got shape {tuple(weight.shape)}")
-    if bias is not None:
-        _checks.same_kind(_OP, "bias", bias, "x", x)
-        if bias.size(0) != weight.size(0):
-            raise ValueError(
-                f"{_OP}: bias must have {weight.size(0)} elements, one per output channel,"
-                f" got {bias.size(0)}"
-            )
+    x, weight, bias = tensors(_OP, x, weight, bias)
+    geometry = Geometry(_OP, x, weight, stride, padding, dilation)
+    call = call_of(x, weight, geometry.padding, geometry.dilation)
+    name = served_by(call)
+    operator: Callable[..., Tensor] = reference.depthwise_conv2d
+    if name == ONEDNN:
+        # Without gradients the operator would only add its overhead to stock.
+        if wants_gradients(x, weight, bias):
+            operator = torch.ops.dlv3p.depthwise_conv2d_onednn
+    elif name != dispatch.REFERENCE:
+        operator = dispatch.operators(name).depthwise_conv2d
+    return operator(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation)
 
 
-def _output_size(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> tuple[int, int]:
-    left, right, top, bottom = padding
-    sizes = []
-    for axis, before, after in ((0, top, bottom), (1, left, right)):
-        span = dilation[axis] * (weight.size(2 + axis) - 1) + 1
-        room = x.size(2 + axis) + before + after - span
-        if room < 0:
-            raise ValueError(
-                f"{_OP}: output {('height', 'width')[axis]} would not be positive: x is"
-                f" {x.size(2 + axis)} with padding ({before}, {after}), the dilated kernel spans"
-                f" {span}"
-            )
-        sizes.append(room // stride[axis] + 1)
-    return sizes[0], sizes[1]
+def call_of(
+    x: Tensor, weight: Tensor, padding: Sequence[int], dilation: Sequence[int]
+) -> dispatch.Call:
+    """What the choice of a back end depends on."""
+    ahead = dispatch.no_gpu_record(x)
+    if onednn_is_ahead(x, padding, dilation):
+        ahead = _ONEDNN_IS_AHEAD
+    return dispatch.Call(_OP, x, unfit(x, weight), ahead)
 
 
-def _empty_in_format_of(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """channels_last where the channels of `like` are adjacent in memory; contiguous otherwise."""
-    nhwc = like.stride(1) == 1 and not like.is_contiguous()
-    return like.new_empty(shape).to(
-        memory_format=torch.channels_last if nhwc else torch.contiguous_format
-    )
+def served_by(call: dispatch.Call) -> str:
+    """The back end of a call; ONEDNN where that is stock's forward with our gradients."""
+    name = dispatch.choose(call)
+    if name != dispatch.REFERENCE or dispatch.current() != "auto":
+        return name
+    is_onednn = call.stock_is_ahead == _ONEDNN_IS_AHEAD and not dispatch.why_not("cpu", call)
+    return ONEDNN if is_onednn else name
 
 
-@torch.library.register_fake("dlv3p::depthwise_conv2d_onednn", lib=LIBRARY)
-@torch.library.register_fake("dlv3p::depthwise_conv2d", lib=LIBRARY)
+def _explain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    *,
+    prologue: ChannelAffine | None = None,
+    epilogue: ChannelAffine | None = None,
+) -> dispatch.Call:
+    if prologue is not None or epilogue is not None:
+        return dispatch.CALLS[depthwise_conv2d_fused](
+            x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
+        )
+    x, weight, bias = tensors(_OP, x, weight, bias)
+    geometry = Geometry(_OP, x, weight, stride, padding, dilation)
+    return call_of(x, weight, geometry.padding, geometry.dilation)
+
+
+dispatch.CALLS[depthwise_conv2d] = _explain
+
+
 def _fake(x, weight, _bias, stride, padding, dilation):  # type: ignore[no-untyped-def]
-    height, width = _output_size(x, weight, stride, padding, dilation)
-    return _empty_in_format_of(x, (x.size(0), weight.size(0), height, width))
+    height, width = output_size(_OP, x, weight, stride, padding, dilation)
+    return empty_in_format_of(x, (x.size(0), weight.size(0), height, width))
 
 
-@torch.library.register_fake("dlv3p::depthwise_conv2d_backward", lib=LIBRARY)
 def _fake_backward(grad, x, weight, stride, padding, dilation, need_input, need_weight):  # type: ignore[no-untyped-def]
     return (
-        _empty_in_format_of(x, tuple(x.shape)) if need_input else x.new_empty(0),
+        empty_in_format_of(x, tuple(x.shape)) if need_input else x.new_empty(0),
         weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
     )
 
@@ -160,12 +150,12 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(x if needs_weight or needs_input else None, weight)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
     x, weight = ctx.saved_tensors
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = None
     if need_input or need_weight:
-        grad_input, grad_weight = torch.ops.dlv3p.depthwise_conv2d_backward(
+        grad_input, grad_weight = ops.depthwise_conv2d_backward(
             grad, x, weight, ctx.stride, ctx.padding, ctx.dilation, need_input, need_weight
         )
     return (
@@ -183,12 +173,12 @@ def _setup_context_backward(ctx, inputs, output):  # type: ignore[no-untyped-def
     ctx.save_for_backward(grad, x, weight)
 
 
-def _double_backward(ctx, to_grad_input, to_grad_weight):  # type: ignore[no-untyped-def]
+def _double_backward(ops: Any, ctx, to_grad_input, to_grad_weight):  # type: ignore[no-untyped-def]
     """The input gradient is linear in (grad, weight), the weight gradient in (grad, x)."""
     grad, x, weight = ctx.saved_tensors
     geometry = (ctx.stride, ctx.padding, ctx.dilation)
-    forward = torch.ops.dlv3p.depthwise_conv2d
-    backward = torch.ops.dlv3p.depthwise_conv2d_backward
+    forward = ops.depthwise_conv2d
+    backward = ops.depthwise_conv2d_backward
     need_grad, need_x, need_weight = ctx.needs_input_grad[:3]
     by_grad = by_x = by_weight = None
     if ctx.gave_input:
@@ -205,11 +195,34 @@ def _double_backward(ctx, to_grad_input, to_grad_weight):  # type: ignore[no-unt
     return by_grad, by_x, by_weight, None, None, None, None, None
 
 
-for _name in ("dlv3p::depthwise_conv2d", "dlv3p::depthwise_conv2d_onednn"):
-    torch.library.register_autograd(_name, _backward, setup_context=_setup_context, lib=LIBRARY)
-torch.library.register_autograd(
-    "dlv3p::depthwise_conv2d_backward",
-    _double_backward,
-    setup_context=_setup_context_backward,
-    lib=LIBRARY,
+def _register_forward(library: torch.library.Library, name: str) -> None:
+    library.define(name + _SCHEMA)
+    qualified = f"{library.ns}::{name}"
+    torch.library.register_fake(qualified, _fake, lib=library)
+    backward = partial(_backward, getattr(torch.ops, library.ns))
+    torch.library.register_autograd(qualified, backward, setup_context=_setup_context, lib=library)
+
+
+@for_each
+def _register(library: torch.library.Library) -> None:
+    _register_forward(library, _OP)
+    library.define(_BACKWARD)
+    qualified = f"{library.ns}::depthwise_conv2d_backward"
+    torch.library.register_fake(qualified, _fake_backward, lib=library)
+    torch.library.register_autograd(
+        qualified,
+        partial(_double_backward, getattr(torch.ops, library.ns)),
+        setup_context=_setup_context_backward,
+        lib=library,
+    )
+
+
+# The same convolution with stock PyTorch's forward, where that is fast, and our gradients.
+_register_forward(LIBRARY, "depthwise_conv2d_onednn")
+
+# Compiled kernels register under CPU and CUDA and win; every other device runs the definition.
+for _name in ("depthwise_conv2d", "depthwise_conv2d_onednn"):
+    LIBRARY.impl(_name, reference.depthwise_conv2d, "CompositeExplicitAutograd")
+LIBRARY.impl(
+    "depthwise_conv2d_backward", reference.depthwise_conv2d_backward, "CompositeExplicitAutograd"
 )
