@@ -5,12 +5,18 @@ from ._native import status
 from ._version import __version__
 from .dispatch import backend
 from .explain import explain
-from .ops import ChannelAffine, depthwise_conv2d, depthwise_conv2d_with_statistics
+from .ops import (
+    ChannelAffine,
+    batch_norm_act,
+    depthwise_conv2d,
+    depthwise_conv2d_with_statistics,
+)
 
 __all__ = [
     "ChannelAffine",
     "__version__",
     "backend",
+    "batch_norm_act",
     "depthwise_conv2d",
     "depthwise_conv2d_with_statistics",
     "explain",

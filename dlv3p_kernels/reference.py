@@ -129,6 +129,138 @@ def channel_affine(
     return _ACTIVATIONS[activation](x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
+def batch_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel."""
+    var, mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0)
+    return mean, var
+
+
+def batch_norm_finalise(
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / sqrt(var + eps), and the running statistics after `count` more values per channel."""
+    invstd = torch.rsqrt(var + eps)
+    if running_mean is None or running_var is None:
+        return invstd, mean.new_empty(0), mean.new_empty(0)
+    unbiased = var * (count / max(count - 1, 1))
+    return (
+        invstd,
+        (1 - momentum) * running_mean + momentum * mean,
+        (1 - momentum) * running_var + momentum * unbiased,
+    )
+
+
+def batch_norm_apply(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+) -> Tensor:
+    """act((x - mean) * invstd * weight + bias + residual)."""
+    z = _batch_norm(_normalised(x, mean, invstd), weight, bias, residual)
+    return _ACTIVATIONS[activation](z).to(x.dtype)
+
+
+def batch_norm_backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+) -> tuple[Tensor, Tensor]:
+    """Sums of g and of g times the normalised input; g is the gradient before the activation."""
+    normalised = _normalised(x, mean, invstd)
+    g = _through_activation(grad, _batch_norm(normalised, weight, bias, residual), activation)
+    return g.sum((0, 2, 3)), (g * normalised).sum((0, 2, 3))
+
+
+def batch_norm_backward_apply(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    sum_grad: Tensor | None,
+    sum_grad_normalised: Tensor | None,
+    count: int,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients by input and residual; through the statistics as well where the sums are given."""
+    normalised = _normalised(x, mean, invstd)
+    g = _through_activation(grad, _batch_norm(normalised, weight, bias, residual), activation)
+    inner = g
+    if sum_grad is not None and sum_grad_normalised is not None:
+        inner = g - _per_channel(sum_grad / count)
+        inner = inner - normalised * _per_channel(sum_grad_normalised / count)
+    scale = invstd if weight is None else invstd * weight
+    grad_residual = g.to(x.dtype) if need_residual else x.new_empty(0)
+    return (inner * _per_channel(scale)).to(x.dtype), grad_residual
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Batch norm, residual and activation; updates the running statistics in place."""
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _ACTIVATIONS[activation](z if residual is None else z + residual)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _per_channel(vector: Tensor) -> Tensor:
+    return vector[:, None, None]
+
+
+def _normalised(x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    return (_wide(x) - _per_channel(mean)) * _per_channel(invstd)
+
+
+def _batch_norm(
+    normalised: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    z = normalised if weight is None else normalised * _per_channel(weight)
+    z = z if bias is None else z + _per_channel(bias)
+    return z if residual is None else z + residual
+
+
+def _through_activation(grad: Tensor, z: Tensor, activation: int) -> Tensor:
+    """The gradient at `z` from the one at its activation; 0 at the corners, as autograd has it."""
+    grad = grad.to(z.dtype)
+    if activation == 0:
+        return grad
+    if activation == 1:
+        return torch.ops.aten.threshold_backward(grad, z, 0)
+    if activation == 2:
+        return torch.ops.aten.hardtanh_backward(grad, z, 0, 6)
+    return torch.ops.aten.silu_backward(grad, z)
+
+
 def _split_padding(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, list[int]]:
     """Convolutions take symmetric padding only; anything else is padded beforehand."""
     left, right, top, bottom = padding

@@ -1,5 +1,6 @@
 """Layers: drop-in replacements of stock modules, same arguments, same state_dict."""
 
 from .depthwise import DepthwiseConv2d
+from .norm import BatchNormAct2d
 
-__all__ = ["DepthwiseConv2d"]
+__all__ = ["BatchNormAct2d", "DepthwiseConv2d"]

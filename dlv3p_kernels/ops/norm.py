@@ -1,0 +1,200 @@
+"""Batch norm with residual and activation in one pass: checks, choice of back end, function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks, dispatch, reference
+from . import _norm_operators  # noqa: F401
+from ._common import activation_code, vector_dtype
+
+_OP = "batch_norm_act"
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Batch norm, then a residual added, then an activation, in one pass each way.
+
+    Equivalent to
+
+        z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        act(z + residual)
+
+    with the sum rounded once, from float32. The running statistics are updated in place where
+    `training` is set. Backward keeps `x` and computes the rest anew, instead of keeping the input
+    of each step. Works under autograd (to any order), autocast (as `F.batch_norm`, in the dtype of
+    `x`), `torch.compile(fullgraph=True)` and `torch.export`.
+
+    Args:
+        x: input (N, C, H, W), channels_last or contiguous; float32, bfloat16, float16, float64 on
+            CPU. Other ranks, as `F.batch_norm` takes them, run stock PyTorch.
+        running_mean: (C,) or None.
+        running_var: (C,) or None, together with `running_mean`.
+        weight: (C,) or None for 1; of the dtype of `x`, or float32 (float64 for float64 `x`).
+        bias: (C,) or None for 0; the same.
+        training: normalise by the statistics of the batch, instead of the running ones. Without
+            running statistics it has to be set.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance.
+        activation: "identity", "relu", "relu6" or "silu".
+        residual: of the shape of `x`, or None.
+
+    Returns:
+        A tensor of the shape of `x`.
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: a shape or device does not fit, running statistics are missing, or there is a
+            single value per channel to normalise by; the message names the argument.
+
+    Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
+    """
+    code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
+    name = dispatch.choose(_call(x, training, residual))
+    if name == dispatch.REFERENCE:
+        return reference.batch_norm_act(
+            x, weight, bias, running_mean, running_var, residual, code, training, momentum, eps
+        )
+    return _by_kernels(
+        dispatch.operators(name),
+        x, running_mean, running_var, weight, bias, training, momentum, eps, code, residual,
+    )  # fmt: skip
+
+
+def _by_kernels(
+    ops: Any,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: int,
+    residual: Tensor | None,
+) -> Tensor:
+    dtype = vector_dtype(x)
+    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+    mean, var = (None if t is None else t.to(dtype) for t in (running_mean, running_var))
+    if not training and mean is not None and var is not None:
+        invstd = torch.rsqrt(var + eps)
+        fixed: Tensor = ops.batch_norm_apply(x, mean, invstd, weight, bias, residual, activation)
+        return fixed
+    output: Tensor
+    output, _, _, new_mean, new_var = ops.batch_norm_act(
+        x, weight, bias, mean, var, residual, activation, momentum, eps
+    )
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.copy_(new_mean)
+            running_var.copy_(new_var)
+    return output
+
+
+def _check(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    activation: str,
+    residual: Tensor | None,
+) -> int:
+    """Raise unless the arguments fit each other; the number of the activation."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_OP}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() < 2:
+        raise ValueError(f"{_OP}: x must have at least 2 dimensions, got shape {tuple(x.shape)}")
+    _checks.tensor(_OP, "x", x, x.dim())
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{_OP}: running_mean and running_var must both be given, or neither")
+    if running_mean is None and not training:
+        raise ValueError(f"{_OP}: running_mean must be given where training is not set, got None")
+    vectors = {
+        "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias,
+    }  # fmt: skip
+    for name, vector in vectors.items():
+        if vector is not None:
+            _check_vector(name, vector, x)
+    if residual is not None:
+        _check_residual(residual, x)
+    if training and x.numel() == x.size(1):
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size"
+            f" {torch.Size(x.shape)}"
+        )
+    return activation_code(_OP, "activation", activation)
+
+
+def _check_vector(name: str, vector: Tensor, x: Tensor) -> None:
+    _checks.tensor(_OP, name, vector, 1)
+    if vector.size(0) != x.size(1):
+        raise ValueError(
+            f"{_OP}: {name} must have {x.size(1)} elements, one per channel of x,"
+            f" got {vector.size(0)}"
+        )
+    if vector.dtype not in (x.dtype, vector_dtype(x)):
+        raise TypeError(f"{_OP}: {name} must be {x.dtype} or {vector_dtype(x)}, got {vector.dtype}")
+    if vector.device != x.device:
+        raise ValueError(f"{_OP}: {name} must be on x's device {x.device}, got {vector.device}")
+
+
+def _check_residual(residual: Tensor, x: Tensor) -> None:
+    _checks.tensor(_OP, "residual", residual, x.dim())
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"{_OP}: residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    if residual.device != x.device:
+        raise ValueError(f"{_OP}: residual must be on x's device {x.device}, got {residual.device}")
+
+
+def _call(x: Tensor, training: bool, residual: Tensor | None) -> dispatch.Call:
+    return dispatch.Call(_OP, x, _unfit(x, residual), dispatch.no_gpu_record(x))
+
+
+def _unfit(x: Tensor, residual: Tensor | None) -> str | None:
+    if x.dim() != 4:
+        return f"the kernels take maps of 4 dimensions, the input has {x.dim()}"
+    if x.numel() == 0:
+        return "the input is empty"
+    if residual is not None and residual.dtype != x.dtype:
+        return f"the residual is {residual.dtype}, the input {x.dtype}"
+    return None
+
+
+def _explain(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "identity",
+    residual: Tensor | None = None,
+) -> dispatch.Call:
+    _check(x, running_mean, running_var, weight, bias, training, activation, residual)
+    return _call(x, training, residual)
+
+
+dispatch.CALLS[batch_norm_act] = _explain
