@@ -1,0 +1,179 @@
+// Sums and moments in a fixed order: of a block's threads, and then of the partial results that
+// many blocks leave in a workspace. No atomics: the same input gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "platform.cuh"
+
+namespace dlv3p {
+
+// Number, mean and sum of squared deviations from the mean of some values.
+struct Moments {
+  float count;
+  float mean;
+  float deviations;
+};
+
+// From the sums of x - pivot and of its square. With a pivot among the values (any will do) nothing
+// cancels where the mean is far larger than the standard deviation.
+__device__ inline Moments moments_of(float count, float pivot, float sum, float squares) {
+  if (count == 0.0f) return {0.0f, 0.0f, 0.0f};
+  const float shift = sum / count;
+  const float deviations = squares - shift * sum;
+  return {count, pivot + shift, deviations < 0.0f ? 0.0f : deviations};  // lets NaN through
+}
+
+// Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, formula 2.1.
+__device__ inline Moments merge(const Moments& a, const Moments& b) {
+  const float count = a.count + b.count;
+  if (count == 0.0f) return a;
+  const float share = b.count / count;
+  const float gap = b.mean - a.mean;
+  return {count, a.mean + gap * share, a.deviations + b.deviations + gap * gap * a.count * share};
+}
+
+// --- sums over the threads of a block
+// --------------------------------------------------------------
+
+constexpr int kWarpLanes = 32;
+
+// The sum over a warp; every lane gets it.
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int lanes = kWarpLanes / 2; lanes > 0; lanes /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, lanes);
+  }
+  return value;
+}
+
+// A block whose threads stand in `rows` rows of `lanes`, each with V values: lays them down in
+// `scratch`, V * lanes floats a row, so that column v * lanes + lane is value v of that lane.
+// Between laying down and `column_sum` the block needs a barrier.
+template <int V>
+__device__ inline void lay_down(float* scratch, const float (&values)[V], int lane, int row,
+                                int lanes) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) scratch[(row * V + v) * lanes + lane] = values[v];
+}
+
+__device__ inline float column_sum(const float* scratch, int column, int columns, int rows) {
+  float sum = 0.0f;
+  for (int row = 0; row < rows; ++row) sum += scratch[row * columns + column];
+  return sum;
+}
+
+// Sums V values over the kThreads threads of a block; afterwards `use(v, sum)` has run for each v,
+// in one thread. `scratch` holds V * kThreads floats and is free again after the next barrier.
+template <int kThreads, int V, class Use>
+__device__ inline void block_sums(float* scratch, const float (&values)[V], Use&& use) {
+  static_assert(kThreads % kWarpLanes == 0, "whole warps");
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kWarpLanes;
+#pragma unroll
+  for (int v = 0; v < V; ++v) scratch[v * kThreads + thread] = values[v];
+  __syncthreads();
+  // A warp per value: a few loads and five shuffles, against five shuffles per warp and value.
+  for (int v = thread / kWarpLanes; v < V; v += kThreads / kWarpLanes) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int at = 0; at < kThreads; at += kWarpLanes) sum += scratch[v * kThreads + at + lane];
+    sum = warp_sum(sum);
+    if (lane == 0) use(v, sum);
+  }
+}
+
+// --- second stage: partial results of many blocks
+// --------------------------------------------------
+
+// Partial sums, one row of `channels` * `width` floats per block: `width` sums for each channel.
+// The first `taps` of a channel go to `taps_out`, the next to `vectors[0]`, then `vectors[1]`;
+// where an output is nullptr its sums are left out.
+struct SumParts {
+  const float* parts;
+  int64_t count;
+  int64_t channels;
+  int width;
+  int taps;
+  bool channels_fastest;  // a row is (width, channels), else (channels, width)
+  void* taps_out;         // (channels, taps)
+  float* vectors[2];      // (channels)
+};
+
+// Partial moments, one row of (3, channels) floats per block: counts, means, deviations.
+struct MomentParts {
+  const float* parts;
+  int64_t count;
+  int64_t channels;
+  float* mean;  // (channels)
+  float* var;   // (channels), biased
+};
+
+__device__ inline void store_moments(float* parts, int64_t part, int64_t channels, int64_t channel,
+                                     const Moments& moments) {
+  float* row = parts + part * 3 * channels + channel;
+  row[0] = moments.count;
+  row[channels] = moments.mean;
+  row[2 * channels] = moments.deviations;
+}
+
+// Blocks of the second stage: a warp reads neighbouring columns, and enough warps share the rows
+// that some hundreds of partial results take a few steps each.
+constexpr int kReduceLanes = kWarpLanes;
+constexpr int kReduceRows = 16;
+constexpr int kReduceThreads = kReduceLanes * kReduceRows;
+constexpr int kReduceUnroll = 4;  // loads in flight
+
+template <class T>
+__global__ void __launch_bounds__(kReduceThreads) reduce_sums_kernel(SumParts p) {
+  __shared__ float scratch[kReduceThreads];
+  const int lane = static_cast<int>(threadIdx.x) % kReduceLanes;
+  const int row = static_cast<int>(threadIdx.x) / kReduceLanes;
+  const int64_t columns = p.channels * p.width;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kReduceLanes + lane;
+  float sum = 0.0f;
+  if (column < columns) {
+#pragma unroll kReduceUnroll
+    for (int64_t part = row; part < p.count; part += kReduceRows) {
+      sum += p.parts[part * columns + column];
+    }
+  }
+  scratch[threadIdx.x] = sum;
+  __syncthreads();
+  if (row > 0 || column >= columns) return;
+  sum = column_sum(scratch, lane, kReduceLanes, kReduceRows);
+  const int64_t channel = p.channels_fastest ? column % p.channels : column / p.width;
+  const int at = static_cast<int>(p.channels_fastest ? column / p.channels : column % p.width);
+  if (at < p.taps) {
+    if (p.taps_out) static_cast<T*>(p.taps_out)[channel * p.taps + at] = from_float<T>(sum);
+  } else if (float* vector = at == p.taps ? p.vectors[0] : p.vectors[1]) {
+    vector[channel] = sum;
+  }
+}
+
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) reduce_moments_kernel(MomentParts p) {
+  static_assert(kThreads == kReduceThreads, "rows of whole warps");
+  __shared__ Moments scratch[kThreads];
+  const int lane = static_cast<int>(threadIdx.x) % kReduceLanes;
+  const int row = static_cast<int>(threadIdx.x) / kReduceLanes;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kReduceLanes + lane;
+  Moments moments{0.0f, 0.0f, 0.0f};
+  if (channel < p.channels) {
+#pragma unroll kReduceUnroll
+    for (int64_t part = row; part < p.count; part += kReduceRows) {
+      const float* from = p.parts + part * 3 * p.channels + channel;
+      moments = merge(moments, {from[0], from[p.channels], from[2 * p.channels]});
+    }
+  }
+  scratch[threadIdx.x] = moments;
+  __syncthreads();
+  if (row > 0 || channel >= p.channels) return;
+  for (int other = 1; other < kReduceRows; ++other) {
+    moments = merge(moments, scratch[other * kReduceLanes + lane]);
+  }
+  p.mean[channel] = moments.mean;
+  p.var[channel] = moments.deviations / moments.count;
+}
+
+}  // namespace dlv3p
