@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BUDGET_ARGS ?=
+PARTS ?= parity sanitize dispatch bench
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -20,13 +22,15 @@ TRAIN := pillow tqdm matplotlib
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench wheel clean distclean
+.PHONY: help demo test lint bench budget gpu-check wheel clean distclean
 
 help:
 	@echo "make demo       build, train a DeepLabv3+ on the sample, pictures in demo-output/"
 	@echo "make test       build and run the test suite; PYTEST_ARGS='-k depthwise' selects"
 	@echo "make lint       ruff, clang-format, source rules, mypy"
 	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/; BENCH_ARGS=--quick"
+	@echo "make budget     registers, memory, access widths of the GPU kernels; BUDGET_ARGS=--check compares"
+	@echo "make gpu-check  on a GPU machine, offline, with PYTHON as it is; PARTS='parity bench' selects"
 	@echo "make wheel      build and check dist/*.whl"
 	@echo "make clean      remove what was built; distclean also removes $(VENV)"
 	@echo "variables       PYTHON=$(PYTHON)  VENV=$(VENV)  DLV3P_CUDA=auto|0|1  MAX_JOBS=n"
@@ -48,6 +52,15 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.native
 	$(BIN)/dlv3p bench --output benchmarks/results $(BENCH_ARGS)
+
+budget: $(VENV)/.dev $(VENV)/.native
+	$(BIN)/python tools/kernel_budget.py $(BUDGET_ARGS)
+
+# Installs nothing and makes no environment: what PYTHON is outside of $(VENV) does it all.
+gpu-check: export PATH := $(subst $(abspath $(BIN)):,,$(PATH))
+gpu-check: export PYTHONPATH := $(CURDIR):$(CURDIR)/benchmarks:$(PYTHONPATH)
+gpu-check:
+	$(PYTHON) -m gpu_check $(PARTS)
 
 wheel: $(VENV)/.dev
 	rm -rf dist build/wheel build/lib* build/bdist*

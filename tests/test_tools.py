@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -13,12 +14,41 @@ import audit_abi
 import check_wheel
 import make_venv
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = sorted((ROOT / "dlv3p_kernels" / "lib").glob("*.so"))
+CUDA_LIBRARY = ROOT / "dlv3p_kernels" / "lib" / "libdlv3p_cuda.so"
+# A torch without CUDA cannot give these, so the library is not loaded there.
+CUDA_SHIMS = {
+    "aoti_torch_get_current_cuda_stream",
+    "torch_c10_cuda_check_msg",
+    "torch_c10_cuda_free_error_msg",
+}
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 code")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.skipif(os.environ.get("DLV3P_CUDA") == "0", reason="DLV3P_CUDA=0")
+@pytest.mark.skipif(os.environ.get("DLV3P_REQUIRE_NATIVE") != "1", reason="may be incomplete")
+def test_cuda_library_is_built_where_nvcc_is() -> None:
+    assert CUDA_LIBRARY in LIBRARIES
+
+
+@pytest.mark.skipif(CUDA_LIBRARY not in LIBRARIES, reason="no CUDA library")
+def test_cuda_library_lacks_nothing_but_the_cuda_shims_of_torch() -> None:
+    folder = Path(torch.__file__).parent / "lib"
+    exported = {
+        line.split()[-1]
+        for name in ("libtorch.so", "libtorch_cpu.so")
+        for line in audit_abi.run("nm", "-D", "--defined-only", str(folder / name)).splitlines()
+    }
+    needed = audit_abi.undefined_symbols(CUDA_LIBRARY)
+    shims = {symbol for symbol in needed if audit_abi.STABLE_SHIM.match(symbol)}
+    assert shims & exported, "the library takes nothing from torch"
+    assert shims - exported <= CUDA_SHIMS
 
 
 @pytest.mark.skipif(not LIBRARIES, reason="no compiled library")
@@ -149,8 +179,17 @@ def test_wheel_check_catches_a_wrong_tag(tmp_path: Path, tag: str) -> None:
 
 def test_inherited_torch_drops_its_pins() -> None:
     text = 'torch==2.13.0\nnumpy==2.4.6; python_version >= "3.11"\ntorch-abi-audit==1\nruff==1\n'
-    assert make_venv.pins(text, inherited=False) == text
-    assert make_venv.pins(text, inherited=True) == "torch-abi-audit==1\nruff==1\n"
+    assert make_venv.pins(text) == text
+    assert make_venv.pins(text, ["torch", "numpy"]) == "torch-abi-audit==1\nruff==1\n"
+
+
+@pytest.mark.parametrize(("triton", "names"), [("3.6.0", ["torch", "numpy", "triton"]),
+                                               (None, ["torch", "numpy"])])  # fmt: skip
+def test_inherited_torch_brings_its_triton(
+    monkeypatch: pytest.MonkeyPatch, triton: str | None, names: list[str]
+) -> None:
+    monkeypatch.setattr(make_venv, "version_of", {"triton": triton}.get)
+    assert make_venv.inherited_packages() == names
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,15 @@ def run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def undefined_symbols(library: Path) -> list[str]:
+    """What the loader has to find elsewhere, with versions."""
+    dump = run("nm", "-D", "--undefined-only", "--with-symbol-versions", str(library))
+    return [line.split()[-1] for line in dump.splitlines()]
+
+
 def foreign_symbols(library: Path) -> Iterator[str]:
     """Undefined symbols that are neither of the runtime nor stable shims."""
-    for line in run(
-        "nm", "-D", "--undefined-only", "--with-symbol-versions", str(library)
-    ).splitlines():
-        symbol = line.split()[-1]
+    for symbol in undefined_symbols(library):
         known = STABLE_SHIM.match(symbol) or symbol in START_FILES
         if not known and not RUNTIME_VERSION.search(symbol):
             yield f"undefined symbol {symbol} is outside the stable ABI"

@@ -4,7 +4,7 @@ Usage: python tools/make_venv.py FOLDER [--own-torch]
 
 Writes FOLDER/pins.txt, the pins of requirements-dev.txt for `pip install -r` or `-c`. Where the
 interpreter already has torch >= 2.10, the environment sees it, and the pins of torch and numpy are
-left out, so that pip downloads neither again.
+left out, so that pip downloads neither again; that of triton too where it came with that torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import site
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 OLDEST_PYTHON = (3, 10)
@@ -22,20 +23,28 @@ OLDEST_TORCH = (2, 10)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def torch_version() -> tuple[int, ...] | None:
-    """(major, minor) of the torch that this interpreter has; None without one."""
+def version_of(package: str) -> str | None:
+    """The version of a package that this interpreter has; None without it."""
     try:
-        version = importlib.metadata.version("torch")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def pins(text: str, inherited: bool) -> str:
-    """The pins of a requirements file; without torch and numpy where these are inherited."""
-    lines = text.splitlines()
-    if inherited:
-        lines = [line for line in lines if not re.match(r"(torch|numpy)\s*==", line)]
+def torch_version() -> tuple[int, ...] | None:
+    """(major, minor) of the torch that this interpreter has; None without one."""
+    version = version_of("torch")
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) if version else None
+
+
+def inherited_packages() -> list[str]:
+    """What comes from this interpreter together with its torch."""
+    return ["torch", "numpy", *(["triton"] if version_of("triton") else [])]
+
+
+def pins(text: str, inherited: Sequence[str] = ()) -> str:
+    """The pins of a requirements file without those of the inherited packages."""
+    lines = [line for line in text.splitlines() if line.partition("==")[0] not in inherited]
     return "\n".join(lines) + "\n"
 
 
@@ -70,7 +79,9 @@ def main() -> None:
             "On Debian and Ubuntu install the package python3-venv first."
         )
     requirements = (ROOT / "requirements-dev.txt").read_text()
-    (arguments.folder / "pins.txt").write_text(pins(requirements, inherit))
+    (arguments.folder / "pins.txt").write_text(
+        pins(requirements, inherited_packages() if inherit else ())
+    )
     origin = "torch of this interpreter" if inherit else "its own torch"
     print(f"{arguments.folder}: Python {sys.version.split()[0]}, {origin}")
 

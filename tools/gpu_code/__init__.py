@@ -1,0 +1,1 @@
+"""What the compiled GPU kernels use of the hardware, read from machine code without a GPU."""

@@ -1,0 +1,189 @@
+"""Reads registers, memory and access widths of compiled kernels with cuobjdump and c++filt."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+# Resource usage and code of one architecture stand under such a line in both kinds of dump.
+_ARCHITECTURE = re.compile(r"^arch = sm_(\w+)$")
+_CUBIN_ARCHITECTURE = re.compile(r"^\s*code for sm_(\w+)$")
+_USAGE_OF = re.compile(r"^\s*Function (\S+):$")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_CODE_OF = re.compile(r"^\s*Function : (\S+)$")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)")
+# Generic LD and ST count as global: ptxas emits them where it cannot tell the address space.
+_ACCESSES = {
+    "load": {"LDG", "LD"},
+    "store": {"STG", "ST"},
+    "async_copy": {"LDGSTS", "UBLKCP", "UTMALDG"},
+}
+_DEFAULT_BITS = 32
+_BULK_BITS = 128  # bulk copies and tensor maps move multiples of 16 bytes
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One kernel on one architecture.
+
+    `local` is bytes of local memory per thread: spilled registers and arrays that the compiler
+    could not keep in registers, which cost the same. `load`, `store` and `async_copy` are the
+    widest global accesses of one thread in bits, 0 where there are none.
+    """
+
+    registers: int
+    local: int = 0
+    shared: int = 0
+    load: int = 0
+    store: int = 0
+    async_copy: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+
+# Kernel -> architecture ("90a") -> usage.
+Kernels = dict[str, dict[str, Usage]]
+
+
+def find_tool(name: str) -> str | None:
+    """A CUDA binary utility: on PATH, in CUDA_HOME, beside nvcc, or in the triton package."""
+    folders = [
+        Path(os.environ[key]) / "bin" for key in ("CUDA_HOME", "CUDA_PATH") if key in os.environ
+    ]
+    if nvcc := shutil.which("nvcc"):
+        folders.append(Path(nvcc).resolve().parent)
+    triton = importlib.util.find_spec("triton")
+    if triton and triton.origin:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    places = [None, *map(str, folders)]
+    return next((found for place in places if (found := shutil.which(name, path=place))), None)
+
+
+def read(binary: Path, architecture: str | None = None) -> Kernels:
+    """Usage of every kernel of a library or cubin, under readable names.
+
+    Args:
+        binary: a shared library with CUDA code, or one cubin.
+        architecture: read only this one ("90a") of a library.
+
+    Raises:
+        FileNotFoundError: there is no cuobjdump on this machine.
+    """
+    cuobjdump = find_tool("cuobjdump")
+    if cuobjdump is None:
+        raise FileNotFoundError("cuobjdump: not on PATH, beside nvcc, nor in the triton package")
+    only = ["--gpu-architecture", f"sm_{architecture}"] if architecture else []
+    dumps = [
+        _output(cuobjdump, flag, *only, str(binary)) for flag in ("--dump-resource-usage", "-sass")
+    ]
+    return renamed(parse(*(dump.splitlines() for dump in dumps)))
+
+
+def parse(usage_dump: Iterable[str], code_dump: Iterable[str]) -> Kernels:
+    """Usage by mangled name, from the two dumps; what has no architecture line goes under ""."""
+    kernels = _parse_usage(usage_dump)
+    for name, architecture, widths in _parse_code(code_dump):
+        rows = kernels[name]
+        # A lone cubin names its architecture in one of the two dumps only.
+        key = architecture if architecture in rows else ""
+        rows[architecture] = replace(rows.pop(key), **widths)
+    return kernels
+
+
+def _parse_usage(lines: Iterable[str]) -> Kernels:
+    kernels: Kernels = {}
+    architecture = name = ""
+    for line in lines:
+        if match := _ARCHITECTURE.match(line):
+            architecture = match[1]
+        elif match := _USAGE_OF.match(line):
+            name = match[1]
+        elif name and (match := _USAGE.search(line)):
+            registers, stack, shared, local = map(int, match.groups())
+            kernels.setdefault(name, {})[architecture] = Usage(registers, stack + local, shared)
+            name = ""
+    return kernels
+
+
+def _parse_code(lines: Iterable[str]) -> Iterable[tuple[str, str, dict[str, int]]]:
+    architecture = ""
+    name = None
+    widths: dict[str, int] = {}
+    for line in lines:
+        if match := _INSTRUCTION.match(line):
+            kind, bits = access(match[1])
+            if kind:
+                widths[kind] = max(bits, widths.get(kind, 0))
+        elif match := _ARCHITECTURE.match(line) or _CUBIN_ARCHITECTURE.match(line):
+            if name:
+                yield name, architecture, widths
+            name, architecture = None, match[1]
+        elif match := _CODE_OF.match(line):
+            if name:
+                yield name, architecture, widths
+            name, widths = match[1], {}
+    if name:
+        yield name, architecture, widths
+
+
+def access(instruction: str) -> tuple[str | None, int]:
+    """Kind and bits per thread of a global access such as "LDG.E.128"; (None, 0) for others."""
+    opcode, *modifiers = instruction.split(".")
+    kind = next((kind for kind, opcodes in _ACCESSES.items() if opcode in opcodes), None)
+    if kind is None:
+        return None, 0
+    if opcode in ("UBLKCP", "UTMALDG"):
+        return kind, _BULK_BITS
+    # "ENL2.256" is the 256-bit form of the newest architectures, "U16" and "S8" are narrow ones.
+    sizes = [
+        int(m[1]) for m in (re.fullmatch(r"[US]?(8|16|64|128|256)", x) for x in modifiers) if m
+    ]
+    return kind, max(sizes, default=_DEFAULT_BITS)
+
+
+def renamed(kernels: Kernels) -> Kernels:
+    """The same with demangled, shortened names."""
+    names = list(kernels)
+    demangled = _output("c++filt", stdin="\n".join(names)).splitlines() if names else []
+    return {readable(long): kernels[short] for short, long in zip(names, demangled, strict=True)}
+
+
+_SHORTER = (
+    (re.compile(r"\(anonymous namespace\)::|_INTERNAL_\w+?::|\bdlv3p::"), ""),
+    (re.compile(r"__nv_bfloat16"), "bfloat16"),
+    (re.compile(r"__half"), "half"),
+    (re.compile(r"\((?:int|long|bool|unsigned int|unsigned long)\)"), ""),
+    (re.compile(r"\((\w+)\)(\d+)"), r"\1 \2"),
+    (re.compile(r"\b(\d+)u?l?\b"), r"\1"),
+)
+
+
+def readable(demangled: str) -> str:
+    """Function and template arguments alone: "depthwise_fwd_kernel<half, 8>"."""
+    text = demangled
+    for pattern, short in _SHORTER:
+        text = pattern.sub(short, text)
+    text = text.removeprefix("void ")
+    return _before_parameters(text)
+
+
+def _before_parameters(text: str) -> str:
+    """Cuts at the "(" of the parameter list, which stands outside all angle brackets."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            return text[:i]
+    return text
+
+
+def _output(*command: str, stdin: str | None = None) -> str:
+    return subprocess.run(command, input=stdin, check=True, capture_output=True, text=True).stdout
