@@ -1,0 +1,207 @@
+"""Compiles the emulator and the CUDA sources into a Python module, and loads it.
+
+Objects are kept under build/emulator/, named by a hash of everything that goes into them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OUTPUT = ROOT / "build" / "emulator"
+TORCH = Path(torch.__file__).resolve().parent
+MODULE = "dlv3p_emulator"
+SANITIZE = "DLV3P_EMULATOR_SANITIZE"  # environment variable: 1 makes load() take that variant
+JOBS = 2
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+_SYMBOL = re.compile(r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void )?(dlv3p::.*)$", re.MULTILINE)
+_GUARD = re.compile(r"guard variable for (.*)$", re.MULTILINE)
+_FLAGS = [
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+    # Kernels round after every operation, as the compiler for GPUs is free not to.
+    "-ffp-contract=off",
+    "-Wno-unknown-pragmas",  # #pragma unroll
+    f"-ffile-prefix-map={ROOT}/=",
+    "-DDLV3P_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+]  # fmt: skip
+_CHECKS = ["-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
+_SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+class BuildError(RuntimeError):
+    """The compiler or linker failed; the message holds what it said."""
+
+
+@functools.cache
+def load(sanitize: bool | None = None) -> ModuleType:
+    """Build what is not built yet and load the module, which registers the operators.
+
+    Args:
+        sanitize: the variant under AddressSanitizer and UBSan, whose library the process must have
+            preloaded (`sanitizer_environment`); by default what the environment asks for.
+
+    Raises:
+        BuildError: a source does not compile.
+    """
+    if sanitize is None:
+        sanitize = os.environ.get(SANITIZE) == "1"
+    path = build(sanitize)
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module._set_symbols(*_symbols(path))
+    return module
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """Environment of a process that can load the sanitized variant, and does."""
+    preload = [
+        _tool_output("-print-file-name=" + name) for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return os.environ | {
+        SANITIZE: "1",
+        "LD_PRELOAD": " ".join(preload),
+        # Python and torch keep what they allocate; the leaks of interest are none of ours.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def sources() -> list[Path]:
+    """Everything that is compiled."""
+    return [
+        *sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
+        *sorted(HERE.glob("*.cpp")),
+        *sorted(HERE.glob("*.cu")),
+    ]
+
+
+def build(sanitize: bool = False) -> Path:
+    """Compile and link what changed; the path of the module."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with _lock(OUTPUT / "lock"), ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(lambda source: _compile(source, sanitize), sources()))
+        return _link(objects, sanitize)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Of two processes one builds, the other waits and finds it built."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(source: Path, sanitize: bool) -> Path:
+    emulator_itself = source.parent == HERE and source.suffix == ".cpp"
+    checks = _SANITIZE if sanitize else [] if emulator_itself else _CHECKS
+    command = [_compiler(), *_FLAGS, *checks]
+    command += [f"-I{HERE}", f"-I{ROOT / 'csrc' / 'cuda'}", f"-isystem{TORCH / 'include'}"]
+    if source.stem == "module":
+        command.append(f"-isystem{sysconfig.get_path('include')}")
+    command += ["-x", "c++", "-c", str(source.relative_to(ROOT))]
+    path = OUTPUT / f"{source.stem}-{_hash(command, _with_headers(source))}.o"
+    return _make(path, command)
+
+
+def _link(objects: list[Path], sanitize: bool) -> Path:
+    command = [_compiler(), "-shared", "-Wl,-Bsymbolic", *(_SANITIZE if sanitize else [])]
+    command += [str(path.relative_to(ROOT)) for path in objects]
+    command += [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    folder = OUTPUT / _hash(command, [])
+    folder.mkdir(exist_ok=True)
+    return _make(folder / f"{MODULE}.so", command)
+
+
+def _make(path: Path, command: list[str]) -> Path:
+    """Run the command unless its result is there; it appears under its name when it is whole."""
+    if path.exists():
+        return path
+    part = path.with_suffix(".part")
+    result = subprocess.run([*command, "-o", str(part)], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    part.replace(path)
+    return path
+
+
+def _with_headers(source: Path) -> list[Path]:
+    """A source and the project's headers that it includes, directly or not."""
+    found = [source]
+    for path in found:
+        for name in _INCLUDE.findall(path.read_text(encoding="utf-8")):
+            candidates = (path.parent / name, HERE / name, ROOT / "csrc" / "cuda" / name)
+            header = next((c.resolve() for c in candidates if c.is_file()), None)
+            if header and header not in found:
+                found.append(header)
+    return found
+
+
+def _hash(command: list[str], files: list[Path]) -> str:
+    text = "\n".join([*command, _compiler_version(), torch.__version__, sys.version])
+    digest = hashlib.sha256(text.encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _symbols(module: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
+    """Names of the functions, and offset and size of static shared memory, from the symbol table.
+
+    Static shared memory is a function's local static: without initialiser, in namespace dlv3p.
+    """
+    output = subprocess.run(
+        ["nm", "--print-size", "--demangle", "--defined-only", str(module)],
+        capture_output=True, text=True, check=True,
+    ).stdout.replace("(anonymous namespace)::", "")  # fmt: skip
+    functions: dict[int, str] = {}
+    variables: dict[str, tuple[int, int]] = {}
+    for address, size, kind, name in _SYMBOL.findall(output):
+        if kind in "tTwW":
+            functions[int(address, 16)] = _short_name(name)
+        elif kind in "bBvV" and ")::" in name and not name.startswith("dlv3p::emulator::"):
+            variables[name] = int(address, 16), int(size, 16)
+    initialised = set(_GUARD.findall(output))
+    return functions, [place for name, place in variables.items() if name not in initialised]
+
+
+def _short_name(signature: str) -> str:
+    """`depthwise_fwd_kernel<BFloat16, 8>` from the demangled signature."""
+    return re.sub(r"\b(dlv3p|c10)::", "", signature).split("(")[0]
+
+
+@functools.cache
+def _compiler() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler:
+        raise BuildError("the emulator needs g++")
+    return compiler
+
+
+@functools.cache
+def _compiler_version() -> str:
+    return _tool_output("--version")
+
+
+def _tool_output(argument: str) -> str:
+    command = [_compiler(), argument]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
