@@ -167,7 +167,7 @@ def batch_norm_apply(
 ) -> Tensor:
     """act((x - mean) * invstd * weight + bias + residual)."""
     z = _batch_norm(_normalised(x, mean, invstd), weight, bias, residual)
-    return _ACTIVATIONS[activation](z).to(x.dtype)
+    return _like(x, _ACTIVATIONS[activation](z))
 
 
 def batch_norm_backward_reduce(
@@ -208,8 +208,8 @@ def batch_norm_backward_apply(
         inner = g - _per_channel(sum_grad / count)
         inner = inner - normalised * _per_channel(sum_grad_normalised / count)
     scale = invstd if weight is None else invstd * weight
-    grad_residual = g.to(x.dtype) if need_residual else x.new_empty(0)
-    return (inner * _per_channel(scale)).to(x.dtype), grad_residual
+    grad_residual = _like(x, g) if need_residual else x.new_empty(0)
+    return _like(x, inner * _per_channel(scale)), grad_residual
 
 
 def batch_norm_act(
@@ -227,6 +227,14 @@ def batch_norm_act(
     """Batch norm, residual and activation; updates the running statistics in place."""
     z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return _ACTIVATIONS[activation](z if residual is None else z + residual)
+
+
+def _like(x: Tensor, result: Tensor) -> Tensor:
+    """`result` in the dtype and memory format of `x`; contiguous where that has neither format."""
+    nhwc = x.stride(1) == 1 and not x.is_contiguous()
+    return result.to(x.dtype).contiguous(
+        memory_format=torch.channels_last if nhwc else torch.contiguous_format
+    )
 
 
 def _wide(x: Tensor) -> Tensor:

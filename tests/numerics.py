@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from cases import NAMES, DepthwiseCase, exact, stock
 from torch import Tensor
@@ -29,6 +30,18 @@ def assert_parity(
     ):
         assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)}, {tuple(theirs.shape)}"
         assert ours.dtype == dtype, f"{name}: {ours.dtype}"
-        got, stocks = accuracy.error(ours, value), accuracy.error(theirs, value)
-        limit = accuracy.allowed(stocks, accuracy.floor(dtype, value, magnitude))
-        assert got <= limit, f"{name}: error {got:.3g}, stock {stocks:.3g}, allowed {limit:.3g}"
+        assert_accurate(name, dtype, ours, theirs, value, magnitude)
+
+
+def assert_accurate(
+    name: str,
+    dtype: torch.dtype,
+    ours: Tensor,
+    theirs: Tensor,
+    value: np.ndarray,
+    magnitude: np.ndarray,
+) -> None:
+    """One result is as exact as stock PyTorch's; `dtype` is the one it was rounded to."""
+    got, stocks = accuracy.error(ours, value), accuracy.error(theirs, value)
+    limit = accuracy.allowed(stocks, accuracy.floor(dtype, value, magnitude))
+    assert got <= limit, f"{name}: error {got:.3g}, stock {stocks:.3g}, allowed {limit:.3g}"
