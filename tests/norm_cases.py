@@ -324,18 +324,19 @@ def _gradients(
 
 
 def _running(case: NormCase, a: Inputs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """After the batches x, -x and x."""
+    """After the batches x, -x and x; each rounds what it stores, whose size therefore counts."""
     mean, var = a.running_mean, a.running_var
-    mean_size = abs(mean)
+    mean_size, var_size = abs(mean), var
     if case.training:
         batch_mean, batch_var = _statistics(case, a)
         count = a.x.size / case.c
         momentum = np.asarray(MOMENTUM, a.x.dtype)
         for sign in (1, -1, 1):
             mean = (1 - momentum) * mean + momentum * sign * batch_mean
-            mean_size = (1 - momentum) * mean_size + momentum * abs(a.x).mean((0, 2, 3))
             var = (1 - momentum) * var + momentum * batch_var * (count / (count - 1))
-    return {"running_mean": mean, "running_var": var}, {
-        "running_mean": mean_size,
-        "running_var": var,
-    }
+            mean_size = (1 - momentum) * mean_size + momentum * abs(a.x).mean((0, 2, 3)) + abs(mean)
+            var_size = (1 - momentum) * var_size + var
+    return (
+        {"running_mean": mean, "running_var": var},
+        {"running_mean": mean_size, "running_var": var_size},
+    )
