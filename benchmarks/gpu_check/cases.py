@@ -1,0 +1,62 @@
+"""The layers that the GPU parts look at, the most telling ones first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A depthwise 3x3 layer, or the batch norm of a map of that size."""
+
+    n: int
+    c: int
+    size: int
+    dilation: int = 1
+    stride: int = 1
+
+    @property
+    def geometry(self) -> tuple[list[int], list[int], list[int]]:
+        """Stride, padding and dilation as the operators take them."""
+        return [self.stride] * 2, [self.dilation] * 4, [self.dilation] * 2
+
+    @property
+    def output_size(self) -> int:
+        """Height and width of the result of the convolution."""
+        return (self.size - 1) // self.stride + 1
+
+    def __str__(self) -> str:
+        text = f"{self.n}x{self.c}x{self.size}x{self.size} d={self.dilation}"
+        return text + (f" stride {self.stride}" if self.stride > 1 else "")
+
+
+# ASPP at output stride 16 and 8, Xception's middle flow, decoder.
+DEPTHWISE = (
+    Case(16, 2048, 33, 6),
+    Case(16, 2048, 33, 12),
+    Case(16, 2048, 33, 18),
+    Case(4, 2048, 65, 12),
+    Case(4, 2048, 65, 36),
+    Case(16, 728, 33, 1),
+    Case(16, 728, 33, 2),
+    Case(16, 304, 129, 1),
+    Case(16, 256, 129, 1),
+    Case(16, 304, 129, 1, stride=2),
+    Case(16, 256, 129, 1, stride=2),
+    Case(16, 2048, 33, 1),
+    # The goals ask for these channels at every rate.
+    Case(16, 728, 33, 12),
+    Case(16, 728, 65, 36),
+    Case(16, 256, 129, 12),
+    Case(16, 256, 129, 36),
+)
+# Entry flow, middle flow, exit flow, ResNet's last stage.
+NORM = (Case(16, 128, 257), Case(16, 728, 33), Case(16, 256, 129), Case(16, 2048, 33))
+# Of the same kinds, for a run on a CPU that only shows that everything works.
+DRY_DEPTHWISE = (Case(1, 16, 9, 2), Case(2, 24, 8, 1, stride=2))
+DRY_NORM = (Case(2, 16, 9),)

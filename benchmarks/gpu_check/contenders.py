@@ -1,0 +1,156 @@
+"""Who takes part in the timing of a row, on which copies of its tensors, and who is right."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlv3p_kernels import dispatch
+from dlv3p_kernels.bench import accuracy
+from dlv3p_kernels.bench.timing import Call
+
+from .cases import LAYOUTS, Case
+from .subjects import Results, Subject, Tensors, Wrap
+
+# The right results are computed on so many channels, spread over all blocks.
+_CHECKED_CHANNELS = 32
+_MOST_COPIES = 8
+COPY = "copy"
+STOCK = "stock contiguous"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how rows are run.
+
+    `rotate_bytes`: calls go through copies of the tensors that together take this much, so that
+    none of them finds its input in the cache.
+    """
+
+    device: str
+    backends: tuple[str, ...]
+    rotate_bytes: int
+    compiled_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+
+
+@dataclass
+class Row:
+    """The contenders of one subject, case and dtype; what failed is in `failures` by contender."""
+
+    subject: Subject
+    case: Case
+    dtype: torch.dtype
+    setting: Setting
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.subject.name}, {self.case}, {str(self.dtype).removeprefix('torch.')}"
+
+    def contenders(self) -> dict[str, Call]:
+        """Those that run and whose results are right, each with one call that warms it up, and a
+        copy of the input.
+        """
+        tensors = self.subject.tensors(self.case, self.dtype, self.setting.device)
+        exact = _Exact(self.subject, self.case, tensors)
+        thunks: dict[str, list[Callable[[], Results]]] = {}
+        stock_results: Results | None = None
+        for name, layout, make in self._makers():
+            try:
+                made = [make(t) for t in self._copies(tensors, LAYOUTS[layout])]
+                results = made[0]()
+                if name == STOCK:
+                    stock_results = results
+                if wrong := exact.objections(results, stock_results or results):
+                    self.failures[name] = "; ".join(wrong)
+                    continue
+            except Exception as error:  # whatever it is, the other contenders go on
+                self.failures[name] = f"{type(error).__name__}: {str(error).strip()[:300]}"
+                continue
+            thunks[name] = made
+        calls = {name: _rotating(made) for name, made in thunks.items()}
+        return {**calls, COPY: self._copy(tensors["x"])}
+
+    def _makers(self) -> Iterator[tuple[str, str, Callable[[Tensors], Callable[[], Results]]]]:
+        """Name, layout, and what makes the call from the tensors; stock PyTorch first."""
+        subject, case = self.subject, self.case
+        for layout in reversed(LAYOUTS):
+            yield f"stock {layout}", layout, lambda t: subject.stock(case, t, _plain)
+        if self.dtype in self.setting.compiled_dtypes:
+            torch._dynamo.reset()
+            wrap: Wrap = partial(torch.compile, dynamic=False)
+            for layout in LAYOUTS:
+                yield f"compiled {layout}", layout, lambda t: subject.stock(case, t, wrap)
+        for backend, layout in itertools.product(self.setting.backends, LAYOUTS):
+            call = partial(subject.ours, dispatch.operators(backend), case)
+            yield f"{backend} {layout}", layout, partial(partial, call)
+
+    def _copies(self, tensors: Tensors, layout: torch.memory_format) -> list[Tensors]:
+        moved = self.subject.bytes_moved(self.case, self.dtype)
+        count = max(1, min(_MOST_COPIES, -(-self.setting.rotate_bytes // moved)))
+        return [
+            {name: _in_layout(t, layout).clone() for name, t in tensors.items()}
+            for _ in range(count)
+        ]
+
+    def _copy(self, x: Tensor) -> Call:
+        count = max(1, min(_MOST_COPIES, -(-self.setting.rotate_bytes // (2 * x.nbytes))))
+        pairs = [(torch.empty_like(x), x.clone()) for _ in range(count)]
+        return _rotating([partial(to.copy_, source) for to, source in pairs])
+
+
+class _Exact:
+    """The results in float64 on some channels, and how far off others may be."""
+
+    def __init__(self, subject: Subject, case: Case, tensors: Tensors) -> None:
+        spread = torch.linspace(0, case.c - 1, min(case.c, _CHECKED_CHANNELS))
+        self.few = spread.round().long().unique()
+        self.names = subject.results
+        few_case = Case(case.n, len(self.few), case.size, case.dilation, case.stride)
+        wide = {name: self._pick(t).double() for name, t in tensors.items()}
+        exact = tuple(t.detach() for t in subject.stock(few_case, wide, _plain)())
+        self.values = [_array(t) for t in exact]
+        self.magnitudes = [_array(t) for t in subject.magnitudes(few_case, wide, exact)]
+
+    def objections(self, results: Results, stock: Results) -> list[str]:
+        """What is less exact than the accuracy rule allows."""
+        found = []
+        for name, result, theirs, value, magnitude in zip(
+            self.names, results, stock, self.values, self.magnitudes, strict=True
+        ):
+            error = accuracy.error(self._pick(result), value)
+            limit = accuracy.allowed(
+                accuracy.error(self._pick(theirs), value),
+                accuracy.floor(result.dtype, value, magnitude),
+            )
+            if not error <= limit:
+                found.append(f"{name}: error {error:.3g}, allowed {limit:.3g}")
+        return found
+
+    def _pick(self, t: Tensor) -> Tensor:
+        """The channels of a map (N, C, H, W), a vector (C) or filters (C, 1, kh, kw)."""
+        few = self.few.to(t.device)
+        return t[:, few] if t.dim() == 4 and t.size(1) > 1 else t[few]
+
+
+def _array(t: Tensor) -> np.ndarray:
+    return t.detach().cpu().numpy()
+
+
+def _in_layout(t: Tensor, layout: torch.memory_format) -> Tensor:
+    """Maps in the given layout; vectors and filters as they are."""
+    return t.contiguous(memory_format=layout) if t.dim() == 4 and t.size(1) > 1 else t
+
+
+def _rotating(calls: Sequence[Call]) -> Call:
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
+
+
+def _plain(function: Callable[..., object]) -> Callable[..., object]:
+    return function
