@@ -32,14 +32,15 @@ SANITIZE = "DLV3P_EMULATOR_SANITIZE"  # environment variable: 1 makes load() tak
 JOBS = 2
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-_SYMBOL = re.compile(r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void )?(dlv3p::.*)$", re.MULTILINE)
-_GUARD = re.compile(r"guard variable for (.*)$", re.MULTILINE)
+_SYMBOL = re.compile(
+    r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void |guard variable for )?(dlv3p::.*)$", re.MULTILINE
+)
+_NOT_OF_KERNELS = ("dlv3p::(anonymous namespace)::", "dlv3p::emulator::")
 _FLAGS = [
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
     # Kernels round after every operation, as the compiler for GPUs is free not to.
     "-ffp-contract=off",
     "-Wno-unknown-pragmas",  # #pragma unroll
-    f"-ffile-prefix-map={ROOT}/=",
     "-DDLV3P_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]  # fmt: skip
 _CHECKS = ["-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
@@ -112,11 +113,12 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _compile(source: Path, sanitize: bool) -> Path:
-    emulator_itself = source.parent == HERE and source.suffix == ".cpp"
-    checks = _SANITIZE if sanitize else [] if emulator_itself else _CHECKS
-    command = [_compiler(), *_FLAGS, *checks]
-    command += [f"-I{HERE}", f"-I{ROOT / 'csrc' / 'cuda'}", f"-isystem{TORCH / 'include'}"]
-    if source.stem == "module":
+    binding = source.stem == "module"
+    checks = _SANITIZE if sanitize else _CHECKS if source.suffix == ".cu" else []
+    command = [_compiler(), *_FLAGS, *([] if binding else checks)]
+    # Relative to ROOT, as messages shall name the sources.
+    command += ["-Itests/emulator", "-Icsrc/cuda", f"-isystem{TORCH / 'include'}"]
+    if binding:
         command.append(f"-isystem{sysconfig.get_path('include')}")
     command += ["-x", "c++", "-c", str(source.relative_to(ROOT))]
     path = OUTPUT / f"{source.stem}-{_hash(command, _with_headers(source))}.o"
@@ -167,26 +169,28 @@ def _hash(command: list[str], files: list[Path]) -> str:
 def _symbols(module: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Names of the functions, and offset and size of static shared memory, from the symbol table.
 
-    Static shared memory is a function's local static: without initialiser, in namespace dlv3p.
+    Static shared memory is what is local to a function of namespace dlv3p and not constant; host
+    functions stand in an unnamed namespace. With it go the guards of arrays of Half, which would
+    have the first thread fill them with zeros: poisoned, a guard says that this has been done.
     """
     output = subprocess.run(
         ["nm", "--print-size", "--demangle", "--defined-only", str(module)],
         capture_output=True, text=True, check=True,
-    ).stdout.replace("(anonymous namespace)::", "")  # fmt: skip
+    ).stdout  # fmt: skip
     functions: dict[int, str] = {}
-    variables: dict[str, tuple[int, int]] = {}
+    shared: list[tuple[int, int]] = []
     for address, size, kind, name in _SYMBOL.findall(output):
         if kind in "tTwW":
             functions[int(address, 16)] = _short_name(name)
-        elif kind in "bBvV" and ")::" in name and not name.startswith("dlv3p::emulator::"):
-            variables[name] = int(address, 16), int(size, 16)
-    initialised = set(_GUARD.findall(output))
-    return functions, [place for name, place in variables.items() if name not in initialised]
+        elif kind in "bBuvV" and ")::" in name and not name.startswith(_NOT_OF_KERNELS):
+            shared.append((int(address, 16), int(size, 16)))
+    return functions, shared
 
 
 def _short_name(signature: str) -> str:
     """`depthwise_fwd_kernel<BFloat16, 8>` from the demangled signature."""
-    return re.sub(r"\b(dlv3p|c10)::", "", signature).split("(")[0]
+    name = re.sub(r"dlv3p::|c10::|\(anonymous namespace\)::", "", signature)
+    return name.split("(")[0]
 
 
 @functools.cache
