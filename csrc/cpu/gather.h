@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "../common/activation_code.h"
+
 namespace dlv3p {
 
 enum class Element : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
@@ -73,16 +75,30 @@ struct Map {
   bool channels_adjacent;
 };
 
+// activation(x * scale + shift); scale and shift are (padded_channels) in the accumulation type.
+struct Pointwise {
+  const void* scale;  // nullptr: x as it is
+  const void* shift;
+  Activation activation;
+};
+
 struct Gather {
   GatherPlan plan;
   Map source;
   Map destination;      // data == nullptr: not wanted
-  Map other;            // data == nullptr: no weight gradient wanted
+  Map other;            // data == nullptr: not needed
+  Pointwise on_source;  // source pixels are read through it; what lies beside them stays zero
+  Pointwise on_other;   // the convolution read `other` through it, so gradients go back through it
+  Pointwise on_result;  // applied to what the destination gets
   const void* weight;   // (channels, taps), taps = kernel_height * kernel_width
   const void* bias;     // (channels), nullptr: none
   void* packed_weight;  // (taps + 1, padded_channels) in the accumulation type, last row: bias
   bool weight_is_finite;
-  void* weight_gradients;  // (groups, taps, channels) in the accumulation type
+  // Sums of each group, in the accumulation type; nullptr: not wanted.
+  void* weight_gradients;  // (groups, taps, channels)
+  void* affine_gradients;  // (groups, 2, channels): those of the scale and the shift of on_other
+  // (groups, 2, channels): mean of the destination, sum of squared differences to it; or nullptr.
+  double* moments;
   int64_t batch;
   int64_t channels;
   int64_t padded_channels;  // channels rounded up to whole vectors

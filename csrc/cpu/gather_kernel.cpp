@@ -4,8 +4,11 @@
 #include <type_traits>
 
 #include "gather.h"
+#include "gather_finish.h"
 #include "gather_loops.h"
+#include "gather_rows.h"
 #include "vec.h"
+#include "vec_math.h"
 
 namespace dlv3p {
 namespace {
@@ -35,6 +38,7 @@ class Task {
   explicit Task(const Gather& g)
       : g_(g),
         tap_count_(g.kernel_height * g.kernel_width),
+        in_lines_(g.moments || g.on_result.scale || (g.on_other.scale && g.destination.data)),
         channels_(g.block),
         vectors_(ceil_div(g.block, L)) {}
 
@@ -45,21 +49,28 @@ class Task {
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(memory + used_);
       used_ += ceil_div(count * sizeof(*pointer), 64) * 64;
     };
-    take(sums_, g_.other.data ? tap_count_ * vectors_ * L : 0);
+    take(sums_, g_.weight_gradients ? tap_count_ * vectors_ * L : 0);
     take(source_, vectors_ * plane() * L);
     take(other_, g_.other.data ? vectors_ * g_.other.width * L : 0);
     take(destination_, by_columns(g_.destination) ? vectors_ * g_.destination.width * L : 0);
+    take(line_, in_lines_ ? kLinePixels * L : 0);
+    take(affine_sums_, g_.on_other.scale ? 2 * vectors_ * L : 0);
+    take(moments_, g_.moments ? vectors_ : 0);
     take(slots_, g_.held_rows);
     take(taps_, tap_count_);
   }
 
-  // The last vector of channels overlaps the one before it instead of being a partial one.
-  int64_t channel_of(int64_t v) const { return channels_ < L ? 0 : min_of(v * L, channels_ - L); }
+  MapRow<S, A> row_of(const Map& map, int64_t image, int64_t row) const {
+    S* data = static_cast<S*>(map.data) + image * map.stride_n + row * map.stride_h +
+              first_channel_ * map.stride_c;
+    return {data, map.stride_c, map.stride_w, map.width, map.channels_adjacent, channels_};
+  }
 
-  template <class T>
-  T* row_of(const Map& map, int64_t image, int64_t row) const {
-    return static_cast<T*>(map.data) + image * map.stride_n + row * map.stride_h +
-           first_channel_ * map.stride_c;
+  int64_t channel_of(int64_t v) const { return dlv3p::channel_of<A>(v, channels_); }
+
+  Affine<A> affine_of(const Pointwise& p) const {
+    return {static_cast<const A*>(p.scale) + first_channel_,
+            static_cast<const A*>(p.shift) + first_channel_};
   }
 
   static bool by_columns(const Map& map) { return map.data && !map.channels_adjacent; }
@@ -69,15 +80,19 @@ class Task {
 
   void run_group(int64_t group) {
     clear_zeros();
-    if (g_.other.data) {
-      for (int64_t i = 0; i < tap_count_ * vectors_ * L; ++i) sums_[i] = 0;
+    if (g_.weight_gradients) clear(sums_, tap_count_ * vectors_ * L);
+    if (g_.on_other.scale) clear(affine_sums_, 2 * vectors_ * L);
+    if (g_.moments) {
+      for (int64_t v = 0; v < vectors_; ++v) moments_[v].start();
     }
     const int64_t pieces = g_.batch * g_.plan.bands;
     const int64_t end = (group + 1) * pieces / g_.groups;
     for (int64_t piece = group * pieces / g_.groups; piece < end; ++piece) {
       run_band(piece / g_.plan.bands, piece % g_.plan.bands);
     }
-    if (g_.other.data) write_sums(group);
+    if (g_.weight_gradients) write_sums(sums_, tap_count_, g_.weight_gradients, group);
+    if (g_.affine_gradients) write_sums(affine_sums_, 2, g_.affine_gradients, group);
+    if (g_.moments) write_moments(group);
   }
 
   void run_band(int64_t image, int64_t band) {
@@ -93,20 +108,22 @@ class Task {
       hold(image, g_.plan.row_taps[t].index, row);
     }
     bool finite = g_.weight_is_finite;
-    if (g_.other.data) {
-      finite &= pack_row<true>(g_.other, image, row.row, other_, g_.other.width);
-    }
+    if (g_.other.data) finite &= pack_other(row_of(g_.other, image, row.row));
     // Zeros beside the source are multiplied too; only with finite factors do they add nothing.
     const ColumnRuns& runs = finite ? g_.plan.merged : g_.plan.exact;
+    const MapRow<S, A> destination = row_of(g_.destination, image, row.row);
     for (int64_t r = 0; r < runs.count; ++r) {
       const ColumnRun& run = runs.runs[r];
       const int64_t count = list_taps(row, run);
       for (int64_t v = 0; v < vectors_; ++v) {
-        if (g_.destination.data) gather(image, row.row, run, v, count);
-        if (g_.other.data) correlate(run, v, count);
+        if (g_.destination.data) gather(destination, run, v, count);
+        if (g_.weight_gradients) correlate(run, v, count);
       }
     }
-    if (by_columns(g_.destination)) unpack_row(image, row.row);
+    if (by_columns(g_.destination)) destination.unpack(destination_);
+    if (g_.moments) {
+      for (int64_t v = 0; v < vectors_; ++v) moments_[v].merge_if_enough();
+    }
   }
 
   int64_t list_taps(const RowTaps& row, const ColumnRun& run) {
@@ -122,27 +139,50 @@ class Task {
     return count;
   }
 
-  void gather(int64_t image, int64_t row, const ColumnRun& run, int64_t v, int64_t tap_count) {
-    const Map& map = g_.destination;
+  // Vector `v` of the pixels of a run to the destination, or to its row where columns are adjacent.
+  void gather(const MapRow<S, A>& row, const ColumnRun& run, int64_t v, int64_t tap_count) {
     const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + channel_of(v);
-    const auto go = [&](auto* data, int64_t step, int64_t lanes) {
-      GatherRun<A, std::remove_pointer_t<decltype(data)>>{source_ + v * plane() * L,
-                                                          run.source_step * L,
-                                                          taps_,
-                                                          tap_count,
-                                                          weight,
-                                                          g_.padded_channels,
-                                                          weight + tap_count_ * g_.padded_channels,
-                                                          data + run.first * step,
-                                                          run.step * step,
-                                                          lanes}
-          .gather(run.count);
+    const auto go = [&](auto* out, int64_t pitch, int64_t lanes) {
+      GatherRun<A, std::remove_pointer_t<decltype(out)>> gathered{
+          source_ + v * plane() * L,
+          run.source_step * L,
+          taps_,
+          tap_count,
+          weight,
+          g_.padded_channels,
+          weight + tap_count_ * g_.padded_channels,
+          out + run.first * pitch,
+          run.step * pitch,
+          lanes};
+      if (in_lines_) {
+        gather_lines<S>(gathered, run.count, line_, finish_of(run, v));
+      } else {
+        gathered.gather(run.count);
+      }
     };
-    if (map.channels_adjacent) {
-      go(row_of<S>(map, image, row) + channel_of(v), map.stride_w, min_of(L, channels_));
+    if (row.channels_adjacent) {
+      go(row.data + channel_of(v), row.stride_w, min_of(L, channels_));
     } else {
-      go(destination_ + v * map.width * L, L, L);
+      go(destination_ + v * row.width * L, L, L);
     }
+  }
+
+  Finish<A> finish_of(const ColumnRun& run, int64_t v) const {
+    Finish<A> finish = {};
+    if (g_.moments) {
+      finish.moments = moments_ + v;
+      return finish;
+    }
+    const Pointwise& pointwise = g_.other.data ? g_.on_other : g_.on_result;
+    finish.activation = pointwise.activation;
+    finish.affine = affine_of(pointwise).at(channel_of(v));
+    if (g_.other.data) {
+      finish.x_to_z = other_ + (v * g_.other.width + run.first) * L;
+      finish.x_pitch = run.step * L;
+      finish.scale_gradient = affine_sums_ + v * L;
+      finish.shift_gradient = affine_sums_ + (vectors_ + v) * L;
+    }
+    return finish;
   }
 
   void correlate(const ColumnRun& run, int64_t v, int64_t tap_count) {
@@ -176,20 +216,42 @@ class Task {
       if (oldest < 0 || slots_[s].age < slots_[oldest].age) oldest = s;
     }
     slots_[oldest] = {row, ++clock_};
-    pack_row<false>(g_.source, image, row, held_row(oldest), plane());
+    A* held = source_ + (oldest * g_.plan.held_width + g_.plan.held_left) * L;
+    pack_source(row_of(g_.source, image, row), held);
   }
 
-  A* held_row(int64_t slot) {
-    return source_ + (slot * g_.plan.held_width + g_.plan.held_left) * L;
+  void pack_source(const MapRow<S, A>& row, A* held) const {
+    if (g_.on_source.scale) {
+      pack_applied(row, held, plane(), g_.on_source.activation, affine_of(g_.on_source));
+    } else {
+      Keep<A> sink;
+      row.pack(held, plane(), sink);
+    }
+  }
+
+  // To vectors[v][column]; whether all that the weight gradient multiplies is finite.
+  bool pack_other(const MapRow<S, A>& row) const {
+    if (!g_.on_other.scale) {
+      KeepChecked<A> sink;
+      row.pack(other_, row.width, sink);
+      return sink.finite();
+    }
+    const Affine<A> affine = affine_of(g_.on_other);
+    // On the way back through it the activation is applied, and needs what it is applied to.
+    if (g_.destination.data) return pack_checked(row, other_, affine);
+    return pack_applied_checked(row, other_, g_.on_other.activation, affine);
+  }
+
+  static void clear(A* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) values[i] = 0;
   }
 
   void clear_zeros() {
     const int64_t right = g_.plan.held_width - g_.plan.held_left - g_.source.width;
     for (int64_t row = 0; row < vectors_ * g_.held_rows; ++row) {
       A* held = source_ + row * g_.plan.held_width * L;
-      for (int64_t i = 0; i < g_.plan.held_left * L; ++i) held[i] = 0;
-      held += (g_.plan.held_width - right) * L;
-      for (int64_t i = 0; i < right * L; ++i) held[i] = 0;
+      clear(held, g_.plan.held_left * L);
+      clear(held + (g_.plan.held_width - right) * L, right * L);
     }
   }
 
@@ -200,116 +262,32 @@ class Task {
     return false;
   }
 
-  // Row `row` of the task's channels to vectors[v * plane + column]; with kCheck whether all of
-  // them are finite.
-  template <bool kCheck>
-  bool pack_row(const Map& map, int64_t image, int64_t row, A* to, int64_t plane) {
-    const S* from = row_of<S>(map, image, row);
-    Vec<A> zeros = {};
-    if (map.channels_adjacent) {
-      pack_channels<kCheck>(from, map, to, plane, zeros);
-    } else {
+  // --- results of the group --------------------------------------------------------------------
+
+  // sums[k][v] of this group to (groups, kinds, channels).
+  void write_sums(const A* sums, int64_t kinds, void* results, int64_t group) const {
+    A* to = static_cast<A*>(results) + group * kinds * g_.channels + first_channel_;
+    const int64_t lanes = min_of(L, channels_);
+    for (int64_t k = 0; k < kinds; ++k) {
       for (int64_t v = 0; v < vectors_; ++v) {
-        pack_columns<kCheck>(from + channel_of(v) * map.stride_c, map, min_of(L, channels_),
-                             to + v * plane * L, zeros);
-      }
-    }
-    return all_zero(zeros);
-  }
-
-  template <bool kCheck>
-  DLV3P_INLINE static void put(A* to, Vec<A> v, Vec<A>& zeros) {
-    store(to, v);
-    if (kCheck) zeros += v * A{0};  // not a number where v is not finite
-  }
-
-  template <bool kCheck>
-  void pack_channels(const S* from, const Map& map, A* to, int64_t plane, Vec<A>& zeros) {
-    const int64_t last = channel_of(vectors_ - 1);
-    for (int64_t x = 0; x < map.width; ++x, from += map.stride_w, to += L) {
-      for (int64_t v = 0; v + 1 < vectors_; ++v) {
-        put<kCheck>(to + v * plane * L, load(from + v * L), zeros);
-      }
-      A* end = to + (vectors_ - 1) * plane * L;
-      if (channels_ >= L) {
-        put<kCheck>(end, load(from + last), zeros);
-      } else {
-        put<kCheck>(end, load_partial<A>(from, channels_), zeros);
+        const A* from = sums + (k * vectors_ + v) * L;
+        for (int64_t c = 0; c < lanes; ++c) to[k * g_.channels + channel_of(v) + c] = from[c];
       }
     }
   }
 
-  template <bool kCheck>
-  void pack_columns(const S* from, const Map& map, int64_t channels, A* to, Vec<A>& zeros) {
-    for (int64_t x = 0; x < map.width; x += L) {
-      const int64_t at = block_start(x, map.width);
-      const int64_t columns = min_of(L, map.width);
-      Vec<A> block[L] = {};
-      if (columns == L && channels == L) {
-#pragma GCC unroll 16
-        for (int64_t c = 0; c < L; ++c) block[c] = load(from + c * map.stride_c + at);
-      } else {
-        for (int64_t c = 0; c < channels; ++c) {
-          block[c] = load_partial<A>(from + c * map.stride_c + at, columns);
-        }
-      }
-      transpose(block);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < L; ++i) {
-        if (i < columns) put<kCheck>(to + (at + i) * L, block[i], zeros);
-      }
-    }
-  }
-
-  // The last block of columns overlaps the one before it instead of being a partial one.
-  static int64_t block_start(int64_t x, int64_t width) {
-    return width < L ? 0 : min_of(x, width - L);
-  }
-
-  void unpack_row(int64_t image, int64_t row) {
-    const Map& map = g_.destination;
-    const int64_t channels = min_of(L, channels_);
-    const int64_t columns = min_of(L, map.width);
+  void write_moments(int64_t group) const {
+    double* means = g_.moments + group * 2 * g_.channels + first_channel_;
     for (int64_t v = 0; v < vectors_; ++v) {
-      S* to = row_of<S>(map, image, row) + channel_of(v) * map.stride_c;
-      const A* from = destination_ + v * map.width * L;
-      for (int64_t x = 0; x < map.width; x += L) {
-        const int64_t at = block_start(x, map.width);
-        Vec<A> block[L] = {};
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < L; ++i) {
-          if (i < columns) block[i] = load(from + (at + i) * L);
-        }
-        transpose(block);
-#pragma GCC unroll 16
-        for (int64_t c = 0; c < L; ++c) {
-          S* pixels = to + c * map.stride_c + at;
-          if (c >= channels) {
-            break;
-          } else if (columns == L) {
-            store(pixels, block[c]);
-          } else {
-            store_partial<A>(pixels, block[c], columns);
-          }
-        }
-      }
-    }
-  }
-
-  void write_sums(int64_t group) {
-    A* to =
-        static_cast<A*>(g_.weight_gradients) + group * tap_count_ * g_.channels + first_channel_;
-    for (int64_t t = 0; t < tap_count_; ++t) {
-      for (int64_t v = 0; v < vectors_; ++v) {
-        const A* sums = sums_ + (t * vectors_ + v) * L;
-        const int64_t lanes = min_of(L, channels_);
-        for (int64_t c = 0; c < lanes; ++c) to[t * g_.channels + channel_of(v) + c] = sums[c];
-      }
+      moments_[v].merge();
+      double* to = means + channel_of(v);
+      moments_[v].write(to, to + g_.channels, min_of(L, channels_));
     }
   }
 
   const Gather& g_;
   const int64_t tap_count_;
+  const bool in_lines_;  // results pass through a line before they are written
   int64_t first_channel_ = 0;
   int64_t channels_;
   int64_t vectors_;
@@ -319,6 +297,9 @@ class Task {
   A* source_;
   A* other_;
   A* destination_;
+  A* line_;
+  A* affine_sums_;  // by scale, by shift: [2][v]
+  Moments<A>* moments_;
   Slot* slots_;
   Tap* taps_;
 };

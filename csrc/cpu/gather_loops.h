@@ -4,13 +4,11 @@
 
 #include <cstdint>
 
+#include "gather_rows.h"
 #include "vec.h"
 
 namespace dlv3p {
 namespace {
-
-constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where a tap reads for the first pixel of the current run, and which weight it is.
 struct Tap {

@@ -1,0 +1,50 @@
+// From tensors to the gather of gather.h, for everything that is one.
+//
+//   Gather g = gather_of(source, weight, axes);   and the other maps and wishes
+//   const GatherPlanner planner = plan(g, element, direction, axes);
+//   run(g, element);
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "../common/conv_geometry.h"
+#include "../common/tensor.h"
+#include "gather.h"
+#include "gather_plan.h"
+
+namespace dlv3p {
+
+using Ints = std::vector<int64_t>;
+
+struct Axes {
+  ConvAxis rows;
+  ConvAxis columns;
+};
+
+// Checks the arguments of a convolution; `padding` is (left, right, top, bottom).
+Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, const Ints& padding,
+             const Ints& dilation);
+void check_bias(const std::optional<Tensor>& bias, const Tensor& input);
+void check_grad_output(const Tensor& grad_output, const Tensor& input, const Axes& axes);
+
+Element element_of(const Tensor& t);
+inline int64_t sum_bytes(Element element) { return element == Element::kFloat64 ? 8 : 4; }
+ScalarType sum_type(Element element);
+
+// The tensor, or a copy if neither its channels nor its columns are adjacent in memory.
+Tensor walkable_form_of(const Tensor& t);
+Map map_of(const Tensor& t);
+Tensor new_map(const Tensor& like, int64_t height, int64_t width);
+
+// `source` walkable, `weight` contiguous; both must outlive the gather.
+Gather gather_of(const Tensor& source, const Tensor& weight, const Axes& axes);
+
+// Fills in how the work is divided, which the sizes of the sums per group depend on; g.plan points
+// into the result.
+GatherPlanner plan(Gather& g, Element element, Direction direction, const Axes& axes);
+
+void run(Gather& g, Element element);
+
+}  // namespace dlv3p
