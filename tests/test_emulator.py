@@ -44,7 +44,7 @@ def by_seed(emulator: ModuleType, run: Callable[[], Tensor]) -> list[Tensor]:
     return results
 
 
-# --- what kernels compute --------------------------------------------------------------------------
+# --- what kernels compute
 
 
 def test_static_and_dynamic_shared_memory() -> None:
@@ -151,7 +151,7 @@ def test_many_blocks_are_fast() -> None:
     assert best < 1, "144 thousand switches between threads take seconds"
 
 
-# --- order -----------------------------------------------------------------------------------------
+# --- order
 
 
 def test_a_missing_barrier_shows_between_seeds(emulator: ModuleType) -> None:
@@ -184,7 +184,7 @@ def test_copies_land_in_the_wait_that_covers_them(most_pending: int) -> None:
     assert got[landed:].isnan().all()
 
 
-# --- planted errors --------------------------------------------------------------------------------
+# --- planted errors
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_launches_that_a_gpu_refuses(launch: tuple[int, int, int], message: str)
     ops.launch_of(ramp(1), max(blocks, 1), min(threads, 1024), min(shared_bytes, 227 * 1024))
 
 
-# --- under AddressSanitizer and UBSan, in processes of their own -----------------------------------
+# --- under AddressSanitizer and UBSan, in processes of their own
 
 
 def sanitized(*arguments: str, status: int = 0) -> str:
