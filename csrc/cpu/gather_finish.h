@@ -185,37 +185,34 @@ struct Finish {
   A* shift_gradient;
 };
 
-// The run in equal lines. Not inline, so that the plain loop, which this stands in, stays small.
+// The run by way of lines of equal length, whose memory is `run.out`. Not inline, so that the plain
+// loop, which this stands in, stays small; by reference, as a copy of what has just been written
+// field by field waits for it.
 template <class S, class A, class D>
-__attribute__((noinline)) void gather_lines(GatherRun<A, D> run, int64_t run_count, A* memory,
-                                            Finish<A> finish) {
-  const int64_t lines = ceil_div(run_count, kLinePixels);
-  for (int64_t l = 0; l < lines; ++l) {
-    const int64_t first = l * run_count / lines;
-    const int64_t count = (l + 1) * run_count / lines - first;
-    GatherRun<A, A>{run.source + first * run.pitch,
-                    run.pitch,
-                    run.taps,
-                    run.tap_count,
-                    run.weight,
-                    run.weight_pitch,
-                    run.bias,
-                    memory,
-                    kLanesOf<A>,
-                    kLanesOf<A>}
-        .gather(count);
-    const Line<A, D> line{memory, count, run.out + first * run.out_pitch, run.out_pitch, run.lanes};
+__attribute__((noinline)) void gather_lines(GatherRun<A, A>& run, int64_t pixels, D* out,
+                                            int64_t out_pitch, int64_t lanes,
+                                            const Finish<A>& finish) {
+  A* const memory = run.out;
+  A* x_to_z = finish.x_to_z;
+  for (int64_t count; pixels > 0; pixels -= count) {
+    count = pixels;
+    if (pixels > kLinePixels) count = ceil_div(pixels, ceil_div(pixels, kLinePixels));
+    run.out = memory;
+    run.gather(count);
+    const Line<A, D> line{memory, count, out, out_pitch, lanes};
     if (finish.moments) {
       measure_line<S>(line, *finish.moments);
-    } else if (finish.x_to_z) {
+    } else if (x_to_z) {
       with_activation(finish.activation, [&](auto k) {
-        backpropagate_line<k.value>(line, finish.x_to_z + first * finish.x_pitch, finish.x_pitch,
-                                    finish.affine, finish.scale_gradient, finish.shift_gradient);
+        backpropagate_line<k.value>(line, x_to_z, finish.x_pitch, finish.affine,
+                                    finish.scale_gradient, finish.shift_gradient);
       });
+      x_to_z += count * finish.x_pitch;
     } else {
       with_activation(finish.activation,
                       [&](auto k) { apply_to_line<k.value>(line, finish.affine); });
     }
+    out += count * out_pitch;
   }
 }
 

@@ -142,8 +142,8 @@ class Task {
   // Vector `v` of the pixels of a run to the destination, or to its row where columns are adjacent.
   void gather(const MapRow<S, A>& row, const ColumnRun& run, int64_t v, int64_t tap_count) {
     const A* weight = static_cast<const A*>(g_.packed_weight) + first_channel_ + channel_of(v);
-    const auto go = [&](auto* out, int64_t pitch, int64_t lanes) {
-      GatherRun<A, std::remove_pointer_t<decltype(out)>> gathered{
+    const auto run_to = [&](auto* out, int64_t pitch, int64_t lanes) {
+      return GatherRun<A, std::remove_pointer_t<decltype(out)>>{
           source_ + v * plane() * L,
           run.source_step * L,
           taps_,
@@ -151,13 +151,18 @@ class Task {
           weight,
           g_.padded_channels,
           weight + tap_count_ * g_.padded_channels,
-          out + run.first * pitch,
-          run.step * pitch,
+          out,
+          pitch,
           lanes};
+    };
+    const auto go = [&](auto* out, int64_t pitch, int64_t lanes) {
+      out += run.first * pitch;
+      pitch *= run.step;
       if (in_lines_) {
-        gather_lines<S>(gathered, run.count, line_, finish_of(run, v));
+        GatherRun<A, A> to_line = run_to(line_, L, L);
+        gather_lines<S>(to_line, run.count, out, pitch, lanes, finish_of(run, v));
       } else {
-        gathered.gather(run.count);
+        run_to(out, pitch, lanes).gather(run.count);
       }
     };
     if (row.channels_adjacent) {
