@@ -2,10 +2,12 @@
 #pragma once
 
 #include "gather.h"
+#include "norm.h"
 
 namespace dlv3p {
 
 // The widest that this CPU has and ATEN_CPU_CAPABILITY, which torch obeys too, allows.
 const GatherCode& gather_code();
+const NormCode& norm_code();
 
 }  // namespace dlv3p
