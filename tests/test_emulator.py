@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import os
+import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 THREADS = 64  # kThreads of emulator/selftest_memory.cu
 WARP = 32
+NVCC = shutil.which("nvcc")
 SEEDS = range(4)
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -114,6 +115,11 @@ def test_shuffles(kind: int, width: int, dtype: torch.dtype) -> None:
         assert torch.equal(got.view(2, WARP), x.view(2, WARP)[:, lanes]), argument
 
 
+def test_a_shuffle_refuses_a_width() -> None:
+    with pytest.raises(RuntimeError, match="__shfl_xor_sync: width must be a power of 2"):
+        ops.shuffle(ramp(WARP), 3, 1, 12)
+
+
 def test_lanes_that_do_not_exist_give_nan() -> None:
     got = ops.shuffle(ramp(WARP + 16), 2, 8, WARP)[WARP:]
     assert torch.equal(got[:8], ramp(WARP + 16)[WARP + 8 :])
@@ -138,6 +144,19 @@ def test_matrix_instructions(transposed: bool, dtype: torch.dtype) -> None:
     b = torch.randint(-8, 9, (64, 48), generator=generator).to(dtype)
     got = ops.product(a, b.t().contiguous() if transposed else b, transposed)
     assert torch.equal(got, a.float() @ b.float())
+
+
+@pytest.mark.skipif(not NVCC, reason="no nvcc")
+def test_matrix_instructions_compile_for_a_gpu(tmp_path: Path) -> None:
+    """The test kernel with the real instructions, which ptxas checks."""
+    source = ROOT / "tests" / "emulator" / "selftest_matrix.cu"
+    command = [
+        str(NVCC), "-std=c++17", "-arch=sm_80", "-DUSE_CUDA", f"-D{build.TORCH_TARGET}",
+        f"-I{ROOT / 'csrc' / 'cuda'}", "-isystem", str(build.TORCH / "include"),
+        "-cubin", "-o", str(tmp_path / "out"), str(source),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_many_blocks_are_fast() -> None:
@@ -237,40 +256,20 @@ def test_launches_that_a_gpu_refuses(launch: tuple[int, int, int], message: str)
     ops.launch_of(ramp(1), max(blocks, 1), min(threads, 1024), min(shared_bytes, 227 * 1024))
 
 
-# --- under AddressSanitizer and UBSan, in processes of their own
+# --- build
 
 
-def sanitized(*arguments: str, status: int = 0) -> str:
-    """Run Python with the sanitized module; its output."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        env=build.sanitizer_environment(), cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    output = result.stdout + result.stderr
-    assert (result.returncode == 0) == (status == 0), output
-    return output
+def test_a_source_that_does_not_compile_is_shown(tmp_path: Path) -> None:
+    source = tmp_path / "broken.cu"
+    source.write_text("int broken = nonsense;\n")
+    with pytest.raises(build.BuildError, match=r"broken.cu:1:14: error: .*nonsense"):
+        build.compile_object(source, sanitize=False)
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, "tests")
-import torch
-from emulator import build
-build.load()
-torch.ops.dlv3p_selftest.{call}
-"""
-
-
-@pytest.mark.parametrize(
-    ("mode", "message"),
-    [
-        (0, "AddressSanitizer: heap-buffer-overflow.*WRITE of size 4.*bad_access_kernel"),
-        (1, "AddressSanitizer: heap-buffer-overflow.*READ of size 4.*bad_access_kernel"),
-        (8, r"selftest_memory.cu:\d+:\d+: runtime error: signed integer overflow"),
-    ],
-    ids=["global write", "dynamic read", "overflow"],
-)
-def test_sanitizers_find_bad_accesses(mode: int, message: str) -> None:
-    call = f"bad_access(torch.ones({THREADS}), {mode})"
-    output = sanitized("-c", SCRIPT.format(call=call), status=1)
-    assert re.search(message, output, re.DOTALL), output
+def test_a_change_of_any_header_is_noticed() -> None:
+    for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
+        command = build.compile_command(source, sanitize=False)
+        listed = subprocess.run([*command, "-MM"], cwd=ROOT, capture_output=True, text=True)
+        files = listed.stdout.replace("\\\n", " ").split()[1:]
+        used = {Path(os.path.normpath(ROOT / name)) for name in files}
+        assert used <= set(build.with_headers(source)), source

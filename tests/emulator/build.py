@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUTPUT = ROOT / "build" / "emulator"
 TORCH = Path(torch.__file__).resolve().parent
+TORCH_TARGET = "TORCH_TARGET_VERSION=0x020a000000000000"  # as in CMakeLists.txt
 MODULE = "dlv3p_emulator"
 # Environment variables: 1 makes load() take the sanitized variant; patterns such as "norm* reduce*"
 # leave out all other CUDA sources, so that work on one does not wait for another to compile.
@@ -43,7 +44,7 @@ _FLAGS = [
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden",
     # Kernels round after every operation, as the compiler for GPUs is free not to.
     "-ffp-contract=off",
-    "-DDLV3P_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    "-DDLV3P_EMULATED", f"-D{TORCH_TARGET}",
 ]  # fmt: skip
 _CHECKS = ["-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
 _SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -103,7 +104,7 @@ def build(sanitize: bool = False) -> Path:
     """Compile and link what changed; the path of the module."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     with _lock(OUTPUT / "lock"), ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(lambda source: _compile(source, sanitize), sources()))
+        objects = list(pool.map(lambda source: compile_object(source, sanitize), sources()))
         return _link(objects, sanitize)
 
 
@@ -115,7 +116,14 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(source: Path, sanitize: bool) -> Path:
+def compile_object(source: Path, sanitize: bool) -> Path:
+    """Compile one source, unless the result is there; the path of the object file."""
+    command = [*compile_command(source, sanitize), "-c"]
+    return _make(OUTPUT / f"{source.stem}-{_hash(command, with_headers(source))}.o", command)
+
+
+def compile_command(source: Path, sanitize: bool) -> list[str]:
+    """What compiles a source, in folder ROOT; the action and the output are not part of it."""
     binding = source.stem == "module"
     checks = _SANITIZE if sanitize else _CHECKS if source.suffix == ".cu" else []
     command = [_compiler(), *_FLAGS, *([] if binding else checks)]
@@ -123,9 +131,7 @@ def _compile(source: Path, sanitize: bool) -> Path:
     command += ["-Itests/emulator", "-Icsrc/cuda", f"-isystem{TORCH / 'include'}"]
     if binding:
         command.append(f"-isystem{sysconfig.get_path('include')}")
-    command += ["-x", "c++", "-c", str(source.relative_to(ROOT))]
-    path = OUTPUT / f"{source.stem}-{_hash(command, _with_headers(source))}.o"
-    return _make(path, command)
+    return [*command, "-x", "c++", os.path.relpath(source, ROOT)]
 
 
 def _link(objects: list[Path], sanitize: bool) -> Path:
@@ -150,7 +156,7 @@ def _make(path: Path, command: list[str]) -> Path:
     return path
 
 
-def _with_headers(source: Path) -> list[Path]:
+def with_headers(source: Path) -> list[Path]:
     """A source and the project's headers that it includes, directly or not."""
     found = [source]
     for path in found:
