@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dlv3p_kernels.bench import machine
 from dlv3p_kernels.bench.timing import Clock, Spread, interleave
 
 from . import cases
@@ -41,6 +42,7 @@ def run(
 ) -> None:
     """Time the rows until the deadline (of `time.monotonic`)."""
     record.data["large_copy_gbps"] = large_copy_gbps(setting.device, clock)
+    record.data["under_load"] = machine.nvidia_smi() if setting.device != "cpu" else {}
     for i, make in enumerate(rows):
         broken = _add_row(record, make(setting), clock, row_seconds)
         if broken or time.monotonic() > deadline:

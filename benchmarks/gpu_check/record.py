@@ -61,6 +61,8 @@ class Record:
 
 def mark_stopped(path: Path, reason: str) -> dict[str, Any]:
     """Say in the file of a part that it did not come to its end; returns what the file holds."""
+    if not path.exists():
+        return {"status": reason, "problems": [reason]}
     data: dict[str, Any] = json.loads(path.read_text())
     if data["status"] == RUNNING:
         data["status"] = reason
