@@ -1,13 +1,13 @@
 #include "gather_launch.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <new>
 
 #include "../common/conv_geometry.h"
 #include "capability.h"
 #include "huge_pages.h"
+#include "parallel.h"
 
 namespace dlv3p {
 namespace {
@@ -77,20 +77,13 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Threads take the next task when they are done with one, as cores may differ in speed.
 void run_tasks(const Gather& g, Element element) {
   const GatherCode& code = gather_code();
   const int kind = static_cast<int>(element);
-  const int64_t tasks = (g.channels + g.block - 1) / g.block * g.groups;
   const int64_t scratch_bytes = code.scratch_bytes[kind](g);
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  for_each_task((g.channels + g.block - 1) / g.block * g.groups, [&](int64_t task) {
     thread_local Scratch scratch;
-    void* memory = scratch.at_least(scratch_bytes);
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t task; (task = next.fetch_add(1)) < tasks;) code.run_task[kind](g, task, memory);
-    }
+    code.run_task[kind](g, task, scratch.at_least(scratch_bytes));
   });
 }
 
