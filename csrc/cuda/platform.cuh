@@ -10,6 +10,7 @@
 #endif
 
 #include <cstdint>
+#include <cstring>
 
 namespace dlv3p {
 
@@ -20,10 +21,19 @@ using BFloat16 = __nv_bfloat16;
 // Names the dynamic shared memory of the block as bytes; once per kernel.
 #define DLV3P_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
+// A place in shared memory, in 32 bits: arithmetic on pointers to it would take 64.
+using SharedAddress = uint32_t;
+
+__device__ inline SharedAddress shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
 // Asynchronous copy of 16 bytes from global to shared memory; both addresses aligned to 16.
+__device__ inline void copy_async_16(SharedAddress shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ inline void copy_async_16(void* shared, const void* global) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  copy_async_16(shared_address(shared), global);
 }
 
 // Closes a group of the copies this thread has started since the last group.
@@ -34,6 +44,11 @@ template <int kPending>
 __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
+#endif
+
+#ifdef DLV3P_EMULATED
+using SharedAddress = unsigned char*;
+inline SharedAddress shared_address(void* shared) { return static_cast<unsigned char*>(shared); }
 #endif
 
 __device__ inline float to_float(float x) { return x; }
@@ -61,11 +76,58 @@ __device__ inline void store_pack(T* to, const Pack<T, V>& value) {
   *reinterpret_cast<Pack<T, V>*>(to) = value;
 }
 
+// The pack at a place in shared memory.
+template <int V, class T>
+__device__ inline Pack<T, V> load_shared(SharedAddress from) {
+#ifdef DLV3P_EMULATED
+  return load_pack<V>(reinterpret_cast<const T*>(from));
+#else
+  constexpr int kWords = V * sizeof(T) / sizeof(uint32_t);
+  uint32_t words[kWords == 0 ? 1 : kWords];
+  if constexpr (kWords == 4) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(from));
+  } else if constexpr (kWords == 2) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(from));
+  } else if constexpr (kWords == 1) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[0]) : "r"(from));
+  } else {
+    static_assert(V * sizeof(T) == 2, "a pack of 2, 4, 8 or 16 bytes");
+    uint16_t half;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(from));
+    words[0] = half;
+  }
+  Pack<T, V> pack;
+  memcpy(&pack, words, sizeof(pack));
+  return pack;
+#endif
+}
+
 template <class T, int V>
 __device__ inline void unpack(const Pack<T, V>& pack, float (&values)[V]) {
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = to_float(pack.lane[v]);
 }
+
+#ifndef DLV3P_EMULATED
+// A bfloat16 is the upper half of a float: one instruction each, where the conversion takes two.
+template <int V>
+__device__ inline void unpack(const Pack<BFloat16, V>& pack, float (&values)[V]) {
+  if constexpr (V % 2 == 0) {
+    uint32_t words[V / 2];
+    memcpy(words, &pack, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      values[2 * i] = __uint_as_float(words[i] << 16);
+      values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = to_float(pack.lane[v]);
+  }
+}
+#endif
 
 template <class T, int V>
 __device__ inline Pack<T, V> pack_of(const float (&values)[V]) {

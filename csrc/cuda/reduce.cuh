@@ -15,8 +15,8 @@ struct Moments {
   float deviations;
 };
 
-// From the sums of x - pivot and of its square. With a pivot among the values (any will do) nothing
-// cancels where the mean is far larger than the standard deviation.
+// From the sums of x - pivot and of its square. With a pivot among the values nothing cancels where
+// the mean is far larger than the standard deviation.
 __device__ inline Moments moments_of(float count, float pivot, float sum, float squares) {
   if (count == 0.0f) return {0.0f, 0.0f, 0.0f};
   const float shift = sum / count;
@@ -32,6 +32,45 @@ __device__ inline Moments merge(const Moments& a, const Moments& b) {
   const float gap = b.mean - a.mean;
   return {count, a.mean + gap * share, a.deviations + b.deviations + gap * gap * a.count * share};
 }
+
+// What some values add to the squared deviations of all, whose mean is `mean`.
+__device__ inline float deviations_around(float mean, const Moments& part) {
+  const float gap = part.mean - mean;
+  return fmaf(part.count * gap, gap, part.deviations);
+}
+
+// Moments of K channels whose values come in groups. Merging groups keeps digits that sums of
+// squares lose; where the mean is far larger than the standard deviation, give differences to one
+// value of the channel.
+template <int K>
+struct GrowingMoments {
+  float count = 0.0f;
+  float mean[K] = {};
+  float deviations[K] = {};
+
+  // N values of each channel.
+  template <int N>
+  __device__ void add(const float (&values)[N][K]) {
+    const float share = __fdividef(N, count + N);
+    const float weight = count * share;
+    count += N;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum += values[n][k];
+      const float center = sum * (1.0f / N);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const float deviation = values[n][k] - center;
+        squares = fmaf(deviation, deviation, squares);
+      }
+      const float gap = center - mean[k];
+      mean[k] = fmaf(gap, share, mean[k]);
+      deviations[k] += fmaf(gap * gap, weight, squares);
+    }
+  }
+};
 
 // --- sums over the threads of a block
 // --------------------------------------------------------------
@@ -100,13 +139,14 @@ struct SumParts {
   float* vectors[2];      // (channels)
 };
 
-// Partial moments, one row of (3, channels) floats per block: counts, means, deviations.
+// Partial moments, one row of (3, channels) floats per block: counts, means, squared deviations.
 struct MomentParts {
   const float* parts;
   int64_t count;
   int64_t channels;
-  float* mean;  // (channels)
-  float* var;   // (channels), biased
+  float* mean;                    // (channels)
+  float* var;                     // (channels), biased
+  const float* pivots = nullptr;  // (channels), added to every mean
 };
 
 __device__ inline void store_moments(float* parts, int64_t part, int64_t channels, int64_t channel,
@@ -151,29 +191,43 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_sums_kernel(SumParts p)
   }
 }
 
+// The sum over the rows of threads of one column of lanes; all of them get it.
+__device__ inline float reduce_rows(float* scratch, float value) {
+  __syncthreads();  // the last sum has been read
+  scratch[threadIdx.x] = value;
+  __syncthreads();
+  return column_sum(scratch, threadIdx.x % kReduceLanes, kReduceLanes, kReduceRows);
+}
+
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) reduce_moments_kernel(MomentParts p) {
   static_assert(kThreads == kReduceThreads, "rows of whole warps");
-  __shared__ Moments scratch[kThreads];
-  const int lane = static_cast<int>(threadIdx.x) % kReduceLanes;
+  __shared__ float scratch[kThreads];
   const int row = static_cast<int>(threadIdx.x) / kReduceLanes;
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kReduceLanes + lane;
-  Moments moments{0.0f, 0.0f, 0.0f};
-  if (channel < p.channels) {
+  const int64_t channel =
+      static_cast<int64_t>(blockIdx.x) * kReduceLanes + threadIdx.x % kReduceLanes;
+  const float* first = p.parts + channel;
+  const int64_t rows = channel < p.channels ? p.count : 0;
+  float count = 0.0f, sum = 0.0f, deviations = 0.0f;
+  // Differences to the mean of one part, so that a large mean costs no digits.
+  const float center = rows > 0 ? first[p.channels] : 0.0f;
 #pragma unroll kReduceUnroll
-    for (int64_t part = row; part < p.count; part += kReduceRows) {
-      const float* from = p.parts + part * 3 * p.channels + channel;
-      moments = merge(moments, {from[0], from[p.channels], from[2 * p.channels]});
-    }
+  for (int64_t part = row; part < rows; part += kReduceRows) {
+    const float* from = first + part * 3 * p.channels;
+    count += from[0];
+    sum = fmaf(from[0], from[p.channels] - center, sum);
   }
-  scratch[threadIdx.x] = moments;
-  __syncthreads();
+  count = reduce_rows(scratch, count);
+  const float mean = center + reduce_rows(scratch, sum) / count;
+#pragma unroll kReduceUnroll
+  for (int64_t part = row; part < rows; part += kReduceRows) {
+    const float* from = first + part * 3 * p.channels;
+    deviations += deviations_around(mean, {from[0], from[p.channels], from[2 * p.channels]});
+  }
+  deviations = reduce_rows(scratch, deviations);
   if (row > 0 || channel >= p.channels) return;
-  for (int other = 1; other < kReduceRows; ++other) {
-    moments = merge(moments, scratch[other * kReduceLanes + lane]);
-  }
-  p.mean[channel] = moments.mean;
-  p.var[channel] = moments.deviations / moments.count;
+  p.mean[channel] = p.pivots ? p.pivots[channel] + mean : mean;
+  p.var[channel] = deviations / count;
 }
 
 }  // namespace dlv3p
