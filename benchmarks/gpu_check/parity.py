@@ -67,11 +67,11 @@ def run(record: Record, device: str, parts: Sequence[Share], deadline: float) ->
         seconds = deadline - time.monotonic() - _GRACE_SECONDS
         running = []
         for share, log in zip(parts, logs, strict=True):
-            output = log.with_suffix(".txt").open("w")
             command = share.command(device, log, seconds)
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
+            with log.with_suffix(".txt").open("w") as output:
+                process = subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+                )
             running.append(process)
         for share, log, process in zip(parts, logs, running, strict=True):
             _collect(record, share, log, _wait(process, deadline))
