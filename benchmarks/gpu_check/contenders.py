@@ -82,8 +82,7 @@ class Row:
         for layout in reversed(LAYOUTS):
             yield f"stock {layout}", layout, lambda t: subject.stock(case, t, _plain)
         if self.dtype in self.setting.compiled_dtypes:
-            torch._dynamo.reset()
-            wrap: Wrap = partial(torch.compile, dynamic=False)
+            wrap = compiling_once()
             for layout in LAYOUTS:
                 yield f"compiled {layout}", layout, lambda t: subject.stock(case, t, wrap)
         for backend, layout in itertools.product(self.setting.backends, LAYOUTS):
@@ -136,6 +135,22 @@ class _Exact:
         """The channels of a map (N, C, H, W), a vector (C) or filters (C, 1, kh, kw)."""
         few = self.few.to(t.device)
         return t[:, few] if t.dim() == 4 and t.size(1) > 1 else t[few]
+
+
+def compiling_once() -> Wrap:
+    """`torch.compile` that compiles a function once for all copies of a row's tensors."""
+    torch._dynamo.reset()
+    # Graphs are kept for more than one backward.
+    torch._functorch.config.donated_buffer = False
+    made: dict[object, Callable[..., object]] = {}
+
+    def wrap(function: Callable[..., object]) -> Callable[..., object]:
+        code = function.__code__
+        if code not in made:
+            made[code] = torch.compile(function, dynamic=False)
+        return made[code]
+
+    return wrap
 
 
 def _array(t: Tensor) -> np.ndarray:
