@@ -91,16 +91,13 @@ __global__ void __launch_bounds__(kNormReduceThreads, kNormReduceBlocks)
   __syncthreads();
   const int columns = V * t.lanes;
   for_each_channel<V>(t, [&](int i, int64_t channel) {
-    float count = 0.0f, sum = 0.0f, deviations = 0.0f;
-    for (int row = 0; row < t.rows; ++row) {
-      count += counts[row];
-      sum = fmaf(counts[row], scratch[2 * row * columns + i], sum);
-    }
-    const float mean = sum / count;
-    for (int row = 0; row < t.rows; ++row) {
-      const float* of_row = scratch + 2 * row * columns + i;
-      deviations += deviations_around(mean, {counts[row], of_row[0], of_row[columns]});
-    }
+    const auto of_row = [&](int row) { return scratch + 2 * row * columns + i; };
+    const float count = column_sum(counts, 0, 1, t.rows);
+    const float mean =
+        sum_terms(t.rows, [&](int row) { return counts[row] * of_row(row)[0]; }) / count;
+    const float deviations = sum_terms(t.rows, [&](int row) {
+      return deviations_around(mean, {counts[row], of_row(row)[0], of_row(row)[columns]});
+    });
     store_moments(parts, blockIdx.y, t.channels, channel, {count, mean, deviations});
     if (blockIdx.y == 0) {
       pivots_behind(parts, gridDim.y, t.channels)[channel] =

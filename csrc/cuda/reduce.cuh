@@ -96,10 +96,23 @@ __device__ inline void lay_down(float* scratch, const float (&values)[V], int la
   for (int v = 0; v < V; ++v) scratch[(row * V + v) * lanes + lane] = values[v];
 }
 
+// term(0) + ... + term(rows - 1) by four partial sums: shorter chains of additions are faster and
+// round less.
+template <class Term>
+__device__ inline float sum_terms(int rows, Term&& term) {
+  constexpr int kChains = 4;
+  float sums[kChains] = {};
+  int row = 0;
+  for (; row + kChains <= rows; row += kChains) {
+#pragma unroll
+    for (int k = 0; k < kChains; ++k) sums[k] += term(row + k);
+  }
+  for (; row < rows; ++row) sums[0] += term(row);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 __device__ inline float column_sum(const float* scratch, int column, int columns, int rows) {
-  float sum = 0.0f;
-  for (int row = 0; row < rows; ++row) sum += scratch[row * columns + column];
-  return sum;
+  return sum_terms(rows, [&](int row) { return scratch[row * columns + column]; });
 }
 
 // Sums V values over the kThreads threads of a block; afterwards `use(v, sum)` has run for each v,
