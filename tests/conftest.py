@@ -39,6 +39,20 @@ def _add_emulated() -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the kernels' tests in dtypes that the back end under test does not have."""
+    dtypes = backends.BACKENDS[config.getoption("--backend")].dtypes
+    left_out = [
+        item
+        for item in items
+        if "native" in item.fixturenames
+        and (parameters := getattr(item, "callspec", None))
+        and parameters.params.get("dtype", dtypes[0]) not in dtypes
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+
+
 @pytest.fixture(scope="session")
 def backend_name(request: pytest.FixtureRequest) -> str:
     """The back end under test."""

@@ -1,3 +1,3 @@
 """The test files that hold kernels to the cases, and so are repeated for every back end."""
 
-PARITY_FILES = ("test_depthwise_parity.py", "test_norm_parity.py")
+PARITY_FILES = ("test_depthwise_parity.py", "test_depthwise_fused.py", "test_norm_parity.py")

@@ -45,7 +45,7 @@ def test_compact_cases(capability: str) -> None:
         pytest.skip(f"this machine has no {capability}")
     assert ours.startswith(capability)
     file = str(TESTS / "test_depthwise_parity.py")
-    options = ("-m", "compact", "-k", "test_cpu_kernel", "-p", "no:cacheprovider", "-o", "addopts=")
+    options = ("-m", "compact", "-k", "test_kernel", "-p", "no:cacheprovider", "-o", "addopts=")
     result = run_python(capability, "-m", "pytest", *options, file)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
     assert "skipped" not in result.stdout

@@ -36,10 +36,13 @@ every_case = pytest.mark.parametrize(
 
 
 def run(
-    case: DepthwiseCase, dtype: torch.dtype, layouts: tuple[torch.memory_format, ...]
+    case: DepthwiseCase,
+    dtype: torch.dtype,
+    layouts: tuple[torch.memory_format, ...],
+    device: str = "cpu",
 ) -> tuple[Tensor, ...]:
     """Output and gradients of the op under test, in the order of `NAMES`."""
-    x, weight, bias, grad = inputs(case, dtype)
+    x, weight, bias, grad = (None if t is None else t.to(device) for t in inputs(case, dtype))
     layout, grad_layout = layouts
     arguments = leaves(x.contiguous(memory_format=layout), weight, bias)
     shift = arguments[2] if case.bias else None
@@ -52,10 +55,13 @@ def run(
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @every_case
-def test_cpu_kernel(
-    case: DepthwiseCase, dtype: torch.dtype, layouts: tuple[torch.memory_format, ...]
+def test_kernel(
+    case: DepthwiseCase,
+    dtype: torch.dtype,
+    layouts: tuple[torch.memory_format, ...],
+    device: str,
 ) -> None:
-    assert_parity(case, dtype, run(case, dtype, layouts))
+    assert_parity(case, dtype, run(case, dtype, layouts, device))
 
 
 @pytest.mark.usefixtures("poison", "one_thread")

@@ -111,6 +111,12 @@ template <int V>
 __device__ inline void store_block_sums(float* scratch, const float (&values)[V],
                                         const AnyBlock& block, int lane, int row, int64_t channels,
                                         float* to) {
+  if (block.lanes == 1) {
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * V;
+    block_sums<kAnyThreads>(scratch, values, [&](int v, float sum) { to[first + v] = sum; });
+    __syncthreads();
+    return;
+  }
   lay_down<V>(scratch, values, lane, row, block.lanes);
   __syncthreads();
   const int columns = V * block.lanes;

@@ -18,6 +18,7 @@ def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     """Keep the inputs; of the results only what the derivative of the statistics needs."""
     (x, weight, bias, *ctx.geometry, in_scale, in_shift, ctx.in_activation,
      out_scale, out_shift, ctx.out_activation, ctx.statistics) = inputs  # fmt: skip
+    ctx.vector_dtype = output[1].dtype
     result, mean = output[:2] if ctx.statistics else (None, None)
     ctx.save_for_backward(x, weight, bias, in_scale, in_shift, out_scale, out_shift, result, mean)
 
@@ -35,10 +36,16 @@ def backward(ops: Any, ctx, grad, grad_mean, grad_var):  # type: ignore[no-untyp
     if ctx.statistics:
         grad = _through_statistics(grad, result, mean, grad_mean, grad_var)
     elif out_scale is not None or ctx.out_activation != _IDENTITY:
+        # In float32: a rounded result could lie on the other side of the activation's corner.
+        wide = [t if t is None else t.to(ctx.vector_dtype) for t in (x, weight, bias)]
         raw = ops.depthwise_conv2d_fused(
-            x, weight, bias, *ctx.geometry, *prologue, None, None, _IDENTITY, False
+            *wide, *ctx.geometry, *prologue, None, None, _IDENTITY, False
         )[0]
-        grad, grads[_OUT_SCALE], grads[_OUT_SHIFT] = _through_affine(ops, grad, raw, *epilogue)
+        wide_grad = grad.to(ctx.vector_dtype)
+        wide_grad, grads[_OUT_SCALE], grads[_OUT_SHIFT] = _through_affine(
+            ops, wide_grad, raw, *epilogue
+        )
+        grad = wide_grad.to(grad.dtype)
     need_input = need[_X] or need[_IN_SCALE] or need[_IN_SHIFT]
     if need_input or need[_WEIGHT]:
         grads[_X], grads[_WEIGHT], grads[_IN_SCALE], grads[_IN_SHIFT] = (
@@ -65,8 +72,7 @@ def _through_affine(
     ops: Any, grad: Tensor, raw: Tensor, scale: Tensor | None, shift: Tensor | None, activation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The epilogue is a batch norm with mean 0 and deviation 1: its backward serves."""
-    dtype = torch.promote_types(raw.dtype, torch.float32)
-    zero = raw.new_zeros(raw.size(1), dtype=dtype)
+    zero = raw.new_zeros(raw.size(1))
     affine = (raw, zero, torch.ones_like(zero), scale, shift, None, activation)
     grad_shift, grad_scale = ops.batch_norm_backward_reduce(grad, *affine)
     grad_raw, _ = ops.batch_norm_backward_apply(grad, *affine, None, None, 1, False)
