@@ -131,7 +131,9 @@ def test_atomics() -> None:
     got = ops.atomics(x)
     whole = got.view(torch.int32)
     assert got[0] == x.sum()
-    assert whole[1:8].tolist() == [x.sum(), x.max(), x.min(), 1, 1, len(x) - 1, 1]
+    assert whole[1:4].tolist() == [x.sum(), x.max(), x.min()]
+    assert whole[4] == whole[5] and whole[4] > 0
+    assert whole[6:8].tolist() == [len(x) - 1, 1]
     assert got[8:].view(torch.int64).item() == len(x) << 32
 
 
@@ -213,7 +215,7 @@ def test_copies_land_in_the_wait_that_covers_them(most_pending: int) -> None:
         (1, r"32 of 64 .* __syncthreads in \S+, 32 of 64 .* __syncthreads in \S+, 0 have returned"),
         (2, "32 of 64 threads wait at __syncwarp in .*, 32 have returned"),
         (3, "32 of 64 .* __syncthreads in .*, 32 of 64 .* __syncwarp in .*, 0 have returned"),
-        (4, "32 of 64 threads wait at __shfl_sync in .*, 32 have returned"),
+        (4, "64 of 64 threads wait at __shfl_sync in .*, 0 have returned"),
     ],
     ids=["early return", "two barriers", "missing lane", "warp against block", "other mask"],
 )

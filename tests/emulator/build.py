@@ -36,9 +36,7 @@ SOURCES = "DLV3P_EMULATOR_SOURCES"
 JOBS = 2
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-_SYMBOL = re.compile(
-    r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void |guard variable for )?(dlv3p::.*)$", re.MULTILINE
-)
+_SYMBOL = re.compile(r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void )?(dlv3p::.*)$", re.MULTILINE)
 _NOT_OF_KERNELS = ("dlv3p::(anonymous namespace)::", "dlv3p::emulator::")
 _FLAGS = [
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden",
@@ -180,8 +178,7 @@ def _symbols(module: Path) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Names of the functions, and offset and size of static shared memory, from the symbol table.
 
     Static shared memory is what is local to a function of namespace dlv3p and not constant; host
-    functions stand in an unnamed namespace. With it go the guards of arrays of Half, which would
-    have the first thread fill them with zeros: poisoned, a guard says that this has been done.
+    functions stand in an unnamed namespace.
     """
     output = subprocess.run(
         ["nm", "--print-size", "--demangle", "--defined-only", str(module)],

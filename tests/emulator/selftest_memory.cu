@@ -75,8 +75,9 @@ __global__ void atomics_kernel(SelfTest p) {
   atomicAdd(&counters[1], number);
   atomicMax(&counters[2], number);
   atomicMin(&counters[3], number);
-  // Who takes the ticket away counts; there is one.
-  if (atomicCAS(&counters[4], 0, 1) == 0) atomicAdd(&counters[5], 1);
+  // The first that comes leaves its number, once.
+  const int ticket = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) + 1;
+  if (atomicCAS(&counters[4], 0, ticket) == 0) atomicAdd(&counters[5], ticket);
   // What was exchanged adds up to the number of threads, but for the last.
   atomicAdd(&counters[6], atomicExch(&counters[7], 1));
   atomicAdd(&large[0], 1ull << 32);

@@ -75,7 +75,7 @@ __global__ void divergent_kernel(SelfTest p) {
       }
       break;
     case kOtherMask:
-      __shfl_sync(odd ? 0xffffffffu : 0x55555555u, 1.0f, 0);
+      __shfl_sync(odd ? 0xffffffffu : 0x7fffffffu, 1.0f, 0);
       break;
   }
   p.output[threadIdx.x] = 1;
