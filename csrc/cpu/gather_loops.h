@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "gather_rows.h"
 #include "vec.h"
@@ -42,9 +43,19 @@ struct GatherRun {
   int64_t out_pitch;
   int64_t lanes;  // channels to write, fewer than a vector in the last one
 
-  // The next `chunks` times P pixels.
+  // The next `chunks` times P pixels. Not inline: among other code its sums would lose registers.
   template <int P>
-  void gather_chunks(int64_t chunks) {
+  __attribute__((noinline)) void gather_chunks(int64_t chunks) {
+    // Neighbours nearly always lie next to each other, and then no address has to be computed.
+    if (pitch == kLanesOf<A>) {
+      gather_chunks<P>(chunks, std::integral_constant<int64_t, kLanesOf<A>>());
+    } else {
+      gather_chunks<P>(chunks, pitch);
+    }
+  }
+
+  template <int P, class Pitch>
+  DLV3P_INLINE void gather_chunks(int64_t chunks, Pitch pitch) {
     const Vec<A> start = load(bias);
     for (; chunks > 0; --chunks, source += P * pitch, out += P * out_pitch) {
       Vec<A> sum[P];

@@ -111,8 +111,9 @@ struct MapRow {
     }
   }
 
-  // From vectors[v * width + column]; only where columns are adjacent.
-  void unpack(const A* from) const {
+  // From vectors[v * width + column]; only where columns are adjacent. Not inline: transposition
+  // needs all registers.
+  __attribute__((noinline)) void unpack(const A* from) const {
     for (int64_t v = 0; v < vectors(); ++v) unpack_columns(v, from + v * width * L);
   }
 
