@@ -6,6 +6,7 @@
 
 #include "depthwise.cuh"
 #include "depthwise_launch.h"
+#include "depthwise_planes.h"
 #include "norm.h"
 
 namespace dlv3p {
@@ -115,7 +116,11 @@ Forward forward(const Tensor& input, const Tensor& weight, const std::optional<T
     launch_rows(stream, p, input);
     return {output, mean, var};
   }
-  launch_any(stream, p, input);
+  if (planes_take(p, input)) {
+    launch_planes(stream, p, input);
+  } else {
+    launch_any(stream, p, input);
+  }
   if (!statistics) return {output, mean, var};
   auto [mean_after, var_after] = batch_norm_stats(output);
   return {output, mean_after, var_after};
@@ -164,6 +169,8 @@ Backward backward(const Tensor& grad_output, const Tensor& input, const Tensor& 
                             before.params()};
   if (rows_take(p, input)) {
     launch_rows(stream, p, input);
+  } else if (planes_take(p, input)) {
+    launch_planes(stream, p, input);
   } else {
     launch_any(stream, p, input);
   }

@@ -1,0 +1,494 @@
+// Depthwise convolution in contiguous (NCHW) memory, from planes in shared memory.
+//
+// A block takes whole planes, or a band of rows of one plane, as floats into shared memory, with
+// room for the padding between the rows, so that reading a tap needs no test of the column. A
+// thread owns a column and kStrip rows of the result that see common rows of the source: with
+// dilation d and stride 1 rows d apart. Its weights and sums stay in registers; neighbouring
+// threads own neighbouring columns.
+//
+// Forward the source is the input. Backward it is the gradient of the output, with its columns
+// (and, by a test, its rows) `spread` apart where the convolution has that stride, and the result
+// is the input gradient; each gradient that is loaded also meets the input's own value, which makes
+// the weight gradient.
+#pragma once
+
+#include <cstdint>
+
+#include "depthwise.cuh"
+#include "per_channel.cuh"
+#include "reduce.cuh"
+
+namespace dlv3p {
+
+constexpr int kPlanesThreads = 256;
+constexpr int kStrip = 4;       // rows of a thread: 18 loads for 36 products with 3x3
+constexpr int kStagePacks = 4;  // 16-byte loads in flight per thread
+
+// Division by a number known at launch: exact while dividend * size < 2^32.
+struct Divide {
+  unsigned size;
+  unsigned magic;
+
+  static Divide by(int64_t size) {
+    const auto divisor = static_cast<uint64_t>(size);
+    return {static_cast<unsigned>(size),
+            static_cast<unsigned>(((uint64_t{1} << 32) + divisor - 1) / divisor)};
+  }
+
+  __device__ int operator()(int x) const {
+    return size == 1 ? x : static_cast<int>(__umulhi(static_cast<unsigned>(x), magic));
+  }
+};
+
+// One axis: result r reads the source, spread apart, at r * step - offset + tap * dilation.
+struct PlanesAxis {
+  int source;
+  int spread;
+  int result;
+  int step;
+  int offset;
+  int dilation;
+};
+
+struct PlanesGeometry {
+  PlanesAxis rows;
+  PlanesAxis columns;
+  int64_t planes;  // batch * channels
+  int64_t channels;
+  int planes_per_block;  // a power of 2; 1 where a block takes a band
+  int pad;               // zeros between rows, in front of the first and behind the last
+  int pitch;             // of rows in shared memory
+  // Rows of the result in phase order: `phases` apart, in groups of kStrip.
+  int phases;
+  int groups;       // of a phase
+  int band_groups;  // of a block
+  int bands_per_phase;
+  bool whole;       // a block takes every phase and group
+  int staged_rows;  // of a plane in a block
+  int staged_step;  // source rows from one to the next
+  Divide by_result_width;
+  Divide by_source_width;
+  Divide by_band_groups;
+  Divide by_row_packs;  // 16-byte packs that a row may touch
+  Divide by_row_spread;
+};
+
+struct PlanesForward {
+  PlanesGeometry geometry;
+  const void* input;
+  const void* weight;
+  const void* bias;
+  void* output;
+  ChannelAffine before;
+  ChannelAffine behind;
+};
+
+struct PlanesBackward {
+  PlanesGeometry geometry;
+  const void* grad;
+  const void* input;
+  const void* weight;
+  void* grad_input;  // or nullptr
+  float* parts;      // (batch * bands, channels, taps + 2)
+  ChannelAffine before;
+};
+
+// What a block works on.
+struct PlanesBlock {
+  int64_t plane;
+  int planes;
+  int band;
+  int phase;
+  int group;
+  int first_row;  // source row of the first staged row; may lie in the padding
+
+  __device__ explicit PlanesBlock(const PlanesGeometry& g, int taps)
+      : plane(static_cast<int64_t>(blockIdx.x) * g.planes_per_block),
+        planes(g.planes_per_block),
+        band(0),
+        phase(0),
+        group(0),
+        first_row(0) {
+    if (g.whole) {
+      if (plane + planes > g.planes) planes = static_cast<int>(g.planes - plane);
+      return;
+    }
+    const int bands = g.phases * g.bands_per_phase;
+    plane = blockIdx.x / bands;
+    band = static_cast<int>(blockIdx.x % bands);
+    phase = band / g.bands_per_phase;
+    group = band % g.bands_per_phase * g.band_groups;
+    const int target = (phase + group * kStrip * g.phases) * g.rows.step - g.rows.offset;
+    // Upwards to a multiple of the spread, also below 0.
+    first_row = g.rows.spread == 1
+                    ? target
+                    : (target + taps * g.rows.spread + g.rows.spread - 1) / g.rows.spread - taps;
+  }
+};
+
+// The staged rows of a block that exist: one run of memory, or a run per row.
+struct PlanesRuns {
+  int first;  // staged row of the first
+  int count;
+  int length;  // elements of a run
+  int64_t start;
+  int64_t spacing;
+
+  __device__ PlanesRuns(const PlanesGeometry& g, const PlanesBlock& block) {
+    first = block.first_row < 0 ? (-block.first_row + g.staged_step - 1) / g.staged_step : 0;
+    const int source = block.first_row + first * g.staged_step;
+    int rows = g.rows.source > source ? (g.rows.source - source - 1) / g.staged_step + 1 : 0;
+    if (rows > g.staged_rows - first) rows = g.staged_rows - first;
+    if (rows < 0) rows = 0;
+    start = (block.plane * g.rows.source + source) * g.columns.source;
+    spacing = static_cast<int64_t>(g.staged_step) * g.columns.source;
+    const bool joined = g.staged_step == 1;
+    count = joined ? 1 : rows;
+    length = g.columns.source * (joined ? rows * block.planes : 1);
+  }
+};
+
+// V neighbours of a run, aligned to 16 bytes; those before or behind the run are left out.
+template <class T>
+struct RunPack {
+  static constexpr int V = 16 / sizeof(T);
+  Pack<T, V> values;
+  int run;
+  int begin;  // of the pack in the run; may be negative
+
+  __device__ void load(const T* source, const PlanesRuns& runs, const Divide& by_packs, int index) {
+    run = runs.count > 1 ? by_packs(index) : 0;
+    const T* from = source + runs.start + run * runs.spacing;
+    const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(T));
+    begin = (index - run * static_cast<int>(by_packs.size)) * V - skew;
+    if (runs.count == 1) begin = index * V - skew;
+    if (begin >= 0 && begin + V <= runs.length) {
+      values = load_pack<V>(from + begin);
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int at = begin + v;
+      if (at >= 0 && at < runs.length) values.lane[v] = from[at];
+    }
+  }
+
+  __device__ void store(float* staged, const PlanesGeometry& g, const PlanesRuns& runs) const {
+    const int from = begin > 0 ? begin : 0;
+    int row = g.by_source_width(from);
+    int column = from - row * g.columns.source;
+    row += runs.first + run;
+    float* to = staged + g.pad + row * g.pitch + column * g.columns.spread;
+    const int gap = g.pitch - g.columns.source * g.columns.spread;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int at = begin + v;
+      if (at < 0 || at >= runs.length) continue;
+      *to = to_float(values.lane[v]);
+      to += g.columns.spread;
+      if (++column == g.columns.source) {
+        column = 0;
+        to += gap;
+      }
+    }
+  }
+};
+
+__device__ inline int staged_floats(const PlanesGeometry& g) {
+  return g.pad + g.planes_per_block * g.staged_rows * g.pitch;
+}
+
+// Brings the block's part of `source` into shared memory, zeros around it.
+template <class T>
+__device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, const T* source,
+                             float* staged) {
+  constexpr int V = RunPack<T>::V;
+  constexpr int kRound = kStagePacks * kPlanesThreads;
+  const PlanesRuns runs(g, block);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int packs =
+      runs.count > 1 ? runs.count * static_cast<int>(g.by_row_packs.size) : runs.length / V + 2;
+  for (int round = 0; round == 0 || round < packs; round += kRound) {
+    RunPack<T> loaded[kStagePacks];
+#pragma unroll
+    for (int i = 0; i < kStagePacks; ++i) {
+      const int index = round + i * kPlanesThreads + thread;
+      if (index < packs) loaded[i].load(source, runs, g.by_row_packs, index);
+    }
+    if (round == 0) {  // while the first loads are under way
+      const Pack<float, 4> zeros{};
+      for (int i = 4 * thread; i < staged_floats(g); i += 4 * kPlanesThreads) {
+        store_pack(staged + i, zeros);
+      }
+      __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < kStagePacks; ++i) {
+      const int index = round + i * kPlanesThreads + thread;
+      if (index < packs) loaded[i].store(staged, g, runs);
+    }
+  }
+  __syncthreads();
+}
+
+// The plane of a thread: the threads of a block are shared out evenly.
+struct PlanesThread {
+  int plane;  // in the block
+  int index;  // among the threads of the plane
+  int step;
+  int64_t channel;
+  bool active;
+
+  __device__ PlanesThread(const PlanesGeometry& g, const PlanesBlock& block)
+      : step(kPlanesThreads / g.planes_per_block) {
+    plane = static_cast<int>(threadIdx.x) / step;
+    index = static_cast<int>(threadIdx.x) % step;
+    active = plane < block.planes;
+    channel = (block.plane + (active ? plane : 0)) % g.channels;
+  }
+
+  __device__ float* staged(const PlanesGeometry& g, float* of_block) const {
+    return of_block + g.pad + plane * g.staged_rows * g.pitch;
+  }
+};
+
+// A column of kStrip rows of the result.
+struct PlanesStrip {
+  int column;
+  int row;     // of the first
+  int target;  // source row, spread apart, of its first tap
+  int staged;  // the staged row of that, where rows are not spread
+  bool exists;
+
+  // A: in units of the dilation, how far neighbouring rows of a strip are apart in the source.
+  template <int A>
+  __device__ static PlanesStrip at(const PlanesGeometry& g, const PlanesBlock& block, int index) {
+    PlanesStrip strip;
+    const int number = g.by_result_width(index);
+    strip.column = index - number * g.columns.result;
+    const int phase = g.by_band_groups(number);
+    const int group = block.group + number - phase * g.band_groups;
+    strip.row = block.phase + phase + group * kStrip * g.phases;
+    strip.target = strip.row * g.rows.step - g.rows.offset;
+    strip.staged =
+        g.staged_step == 1 ? strip.target - block.first_row : (group - block.group) * kStrip * A;
+    strip.exists = group < g.groups;
+    return strip;
+  }
+
+  static __device__ int count(const PlanesGeometry& g) {
+    return (g.whole ? g.phases : 1) * g.band_groups * g.columns.result;
+  }
+};
+
+// Calls use(j, taps) for each source row that the strip sees and that exists: the j-th row, a
+// dilation below the one before, with its K taps.
+template <int K, int kRows, class Use>
+__device__ inline void for_each_row(const PlanesGeometry& g, const PlanesBlock& block,
+                                    const PlanesStrip& strip, const float* staged, Use&& use) {
+  const float* column = staged + strip.column * g.columns.step - g.columns.offset;
+  const int staged_step = g.staged_step == 1 ? g.rows.dilation : 1;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) {
+    const int target = strip.target + j * g.rows.dilation;
+    int source = target;
+    int row = strip.staged + j * staged_step;
+    if (g.rows.spread > 1) {
+      source = target < 0 ? -1 : g.by_row_spread(target);
+      row = source - block.first_row;
+      if (source * g.rows.spread != target) continue;
+    }
+    if (source < 0 || source >= g.rows.source) continue;
+    const float* from = column + row * g.pitch;
+    float taps[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) taps[k] = from[k * g.columns.dilation];
+    use(j, taps);
+  }
+}
+
+// Applies `before` to the staged source; the padding stays zero.
+template <class T>
+__device__ inline void apply_before(const PlanesGeometry& g, const PlanesBlock& block,
+                                    const PlanesThread& thread, const ChannelAffine& affine,
+                                    float* staged) {
+  float scale[1], shift[1];
+  load_channels(affine.scale, thread.channel, 1.0f, scale);
+  load_channels(affine.shift, thread.channel, 0.0f, shift);
+  with_activation(affine.activation, [&](auto activation) {
+    for (int i = thread.index; i < g.staged_rows * g.columns.source; i += thread.step) {
+      const int row = g.by_source_width(i);
+      const int source = block.first_row + row * g.staged_step;
+      if (source < 0 || source >= g.rows.source) continue;
+      float& x = staged[row * g.pitch + i - row * g.columns.source];
+      x = activate(activation.value, fmaf(x, scale[0], shift[0]));
+    }
+  });
+  __syncthreads();
+}
+
+template <class T, int K, int A>
+__global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_fwd_kernel(PlanesForward p) {
+  DLV3P_DYNAMIC_SHARED(shared);
+  const PlanesGeometry& g = p.geometry;
+  const PlanesBlock block(g, K);
+  const PlanesThread thread(g, block);
+  stage(g, block, static_cast<const T*>(p.input), reinterpret_cast<float*>(shared));
+  float* staged = thread.staged(g, reinterpret_cast<float*>(shared));
+  if (!p.before.is_identity()) apply_before<T>(g, block, thread, p.before, staged);
+  if (!thread.active) return;
+  float weight[K * K];
+#pragma unroll
+  for (int k = 0; k < K * K; ++k) {
+    weight[k] = to_float(static_cast<const T*>(p.weight)[thread.channel * K * K + k]);
+  }
+  const float bias = p.bias ? to_float(static_cast<const T*>(p.bias)[thread.channel]) : 0.0f;
+  float scale[1], shift[1];
+  load_channels(p.behind.scale, thread.channel, 1.0f, scale);
+  load_channels(p.behind.shift, thread.channel, 0.0f, shift);
+  T* output =
+      static_cast<T*>(p.output) + (block.plane + thread.plane) * g.rows.result * g.columns.result;
+  for (int i = thread.index; i < PlanesStrip::count(g); i += thread.step) {
+    const PlanesStrip strip = PlanesStrip::at<A>(g, block, i);
+    if (!strip.exists) continue;
+    float sum[kStrip];
+#pragma unroll
+    for (int r = 0; r < kStrip; ++r) sum[r] = bias;
+    for_each_row<K, (kStrip - 1) * A + K>(
+        g, block, strip, staged, [&](int j, const float (&taps)[K]) {
+#pragma unroll
+          for (int r = 0; r < kStrip; ++r) {
+            if (j < r * A || j >= r * A + K) continue;
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+              sum[r] = fmaf(taps[k], weight[(j - r * A) * K + k], sum[r]);
+            }
+          }
+        });
+    with_activation(p.behind.activation, [&](auto activation) {
+#pragma unroll
+      for (int r = 0; r < kStrip; ++r) {
+        sum[r] = activate(activation.value, fmaf(sum[r], scale[0], shift[0]));
+      }
+    });
+#pragma unroll
+    for (int r = 0; r < kStrip; ++r) {
+      const int row = strip.row + r * g.phases;
+      if (row < g.rows.result) {
+        output[row * g.columns.result + strip.column] = from_float<T>(sum[r]);
+      }
+    }
+  }
+}
+
+// Sums of V values over the threads of each plane of a block; use(plane, v, sum) in one thread.
+template <int V, class Use>
+__device__ inline void plane_sums(const PlanesThread& thread, int planes, const float (&values)[V],
+                                  float* scratch, Use&& use) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  __syncthreads();  // the scratch was read
+#pragma unroll
+  for (int v = 0; v < V; ++v) scratch[v * kPlanesThreads + threadIdx.x] = values[v];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) / kWarpLanes; i < planes * V;
+       i += kPlanesThreads / kWarpLanes) {
+    const int plane = i / V;
+    const int v = i % V;
+    const float* from = scratch + v * kPlanesThreads + plane * thread.step;
+    float sum = 0.0f;
+    for (int at = lane; at < thread.step; at += kWarpLanes) sum += from[at];
+    sum = warp_sum(sum);
+    if (lane == 0) use(plane, v, sum);
+  }
+}
+
+template <class T, int K>
+__global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_bwd_kernel(PlanesBackward p) {
+  DLV3P_DYNAMIC_SHARED(shared);
+  constexpr int kTaps = K * K;
+  const PlanesGeometry& g = p.geometry;
+  const PlanesBlock block(g, K);
+  const PlanesThread thread(g, block);
+  stage(g, block, static_cast<const T*>(p.grad), reinterpret_cast<float*>(shared));
+  const float* staged = thread.staged(g, reinterpret_cast<float*>(shared));
+  float weight[kTaps];  // the last tap first: the gradient meets them in that order
+  float weight_sums[kTaps] = {};
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) {
+    weight[k] = to_float(static_cast<const T*>(p.weight)[thread.channel * kTaps + kTaps - 1 - k]);
+  }
+  float scale[1], shift[1];
+  load_channels(p.before.scale, thread.channel, 1.0f, scale);
+  load_channels(p.before.shift, thread.channel, 0.0f, shift);
+  float affine_sums[2] = {};
+  const int64_t plane = (block.plane + thread.plane) * g.rows.result * g.columns.result;
+  const T* input = static_cast<const T*>(p.input) + plane;
+  const int strips = thread.active ? PlanesStrip::count(g) : 0;
+  for (int i = thread.index; i < strips; i += thread.step) {
+    const PlanesStrip strip = PlanesStrip::at<1>(g, block, i);
+    if (!strip.exists) continue;
+    float x[kStrip], z[kStrip], grad[kStrip] = {};
+#pragma unroll
+    for (int r = 0; r < kStrip; ++r) {
+      const int row = strip.row + r * g.phases;
+      x[r] = row < g.rows.result ? to_float(input[row * g.columns.result + strip.column]) : 0.0f;
+    }
+    with_activation(p.before.activation, [&](auto activation) {
+#pragma unroll
+      for (int r = 0; r < kStrip; ++r) {
+        const bool exists = strip.row + r * g.phases < g.rows.result;
+        z[r] = exists ? activate(activation.value, fmaf(x[r], scale[0], shift[0])) : 0.0f;
+      }
+    });
+    for_each_row<K, kStrip - 1 + K>(g, block, strip, staged, [&](int j, const float (&taps)[K]) {
+#pragma unroll
+      for (int r = 0; r < kStrip; ++r) {
+        if (j < r || j >= r + K) continue;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          const int tap = (j - r) * K + k;
+          grad[r] = fmaf(taps[k], weight[tap], grad[r]);
+          weight_sums[tap] = fmaf(taps[k], z[r], weight_sums[tap]);
+        }
+      }
+    });
+    with_activation(p.before.activation, [&](auto activation) {
+#pragma unroll
+      for (int r = 0; r < kStrip; ++r) {
+        grad[r] *= activation_slope(activation.value, fmaf(x[r], scale[0], shift[0]));
+      }
+    });
+#pragma unroll
+    for (int r = 0; r < kStrip; ++r) {
+      const int row = strip.row + r * g.phases;
+      if (row >= g.rows.result) continue;
+      affine_sums[0] = fmaf(grad[r], x[r], affine_sums[0]);
+      affine_sums[1] += grad[r];
+      if (p.grad_input) {
+        static_cast<T*>(p.grad_input)[plane + row * g.columns.result + strip.column] =
+            from_float<T>(grad[r] * scale[0]);
+      }
+    }
+  }
+  if (!p.parts) return;
+  const int bands = g.whole ? 1 : g.phases * g.bands_per_phase;
+  const auto part_of = [&](int of_block) {
+    const int64_t image = (block.plane + of_block) / g.channels;
+    const int64_t channel = (block.plane + of_block) % g.channels;
+    return p.parts + ((image * bands + block.band) * g.channels + channel) * (kTaps + 2);
+  };
+  // A row of taps at a time: the room of a plane is enough for it.
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    float values[K];
+#pragma unroll
+    for (int i = 0; i < K; ++i) values[i] = weight_sums[k * K + i];
+    plane_sums(
+        thread, block.planes, values, reinterpret_cast<float*>(shared),
+        [&](int of_block, int v, float sum) { part_of(of_block)[kTaps - 1 - (k * K + v)] = sum; });
+  }
+  plane_sums(thread, block.planes, affine_sums, reinterpret_cast<float*>(shared),
+             [&](int of_block, int v, float sum) { part_of(of_block)[kTaps + v] = sum; });
+}
+
+}  // namespace dlv3p
