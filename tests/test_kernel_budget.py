@@ -61,7 +61,7 @@ USAGE = """
 Fatbin elf code:
 arch = sm_90a
  Function _Z1kPf:
-  REG:64 STACK:8 SHARED:1024 LOCAL:4 CONSTANT[0]:568
+  REG:64 STACK:8 SHARED:1536 LOCAL:4 CONSTANT[0]:568
  Function _Z1zPf:
   REG:10 STACK:0 SHARED:0 LOCAL:0
 arch = sm_100
@@ -85,9 +85,11 @@ arch = sm_100
 
 
 def test_dumps_are_read() -> None:
-    kernels = machine_code.parse(USAGE.splitlines(), CODE.splitlines())
+    usage = machine_code.parse_usage(USAGE.splitlines())
+    kernels = machine_code.with_widths(usage, machine_code.parse_code(CODE.splitlines()))
+    # 1024 bytes of shared memory are the system's.
     assert kernels == {
-        "_Z1kPf": {"90a": Usage(64, 12, 1024, 128, 64, 128), "100": Usage(32, 0, 0, 256)},
+        "_Z1kPf": {"90a": Usage(64, 12, 512, 128, 64, 128), "100": Usage(32, 0, 0, 256)},
         "_Z1zPf": {"90a": Usage(10)},
     }
 

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ _ACCESSES = {
     "async_copy": {"LDGSTS", "UBLKCP", "UTMALDG"},
 }
 _DEFAULT_BITS = 32
+_RESERVED_SHARED = 1024
+_REPORTS_RESERVED = 90
 _BULK_BITS = 128  # bulk copies and tensor maps move multiples of 16 bytes
 
 
@@ -51,6 +54,8 @@ class Usage:
 
 # Kernel -> architecture ("90a") -> usage.
 Kernels = dict[str, dict[str, Usage]]
+# Mangled name, architecture, fields of `Usage`.
+Widths = tuple[str, str, dict[str, int]]
 
 
 def find_tool(name: str) -> str | None:
@@ -67,12 +72,11 @@ def find_tool(name: str) -> str | None:
     return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
-def read(binary: Path, architecture: str | None = None) -> Kernels:
+def read(binary: Path) -> Kernels:
     """Usage of every kernel of a library or cubin, under readable names.
 
     Args:
         binary: a shared library with CUDA code, or one cubin.
-        architecture: read only this one ("90a") of a library.
 
     Raises:
         FileNotFoundError: there is no cuobjdump on this machine.
@@ -80,25 +84,34 @@ def read(binary: Path, architecture: str | None = None) -> Kernels:
     cuobjdump = find_tool("cuobjdump")
     if cuobjdump is None:
         raise FileNotFoundError("cuobjdump: not on PATH, beside nvcc, nor in the triton package")
+    kernels = parse_usage(_lines(cuobjdump, "--dump-resource-usage", str(binary)))
+    architectures = sorted({arch for rows in kernels.values() for arch in rows})
+    # The code is some 60 MB of text for each architecture: a process each, read as it comes.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        dumps = pool.map(lambda arch: _code(cuobjdump, binary, arch), architectures)
+        for widths in dumps:
+            kernels = with_widths(kernels, widths)
+    return renamed(kernels)
+
+
+def _code(cuobjdump: str, binary: Path, architecture: str) -> list[Widths]:
     only = ["--gpu-architecture", f"sm_{architecture}"] if architecture else []
-    dumps = [
-        _output(cuobjdump, flag, *only, str(binary)) for flag in ("--dump-resource-usage", "-sass")
-    ]
-    return renamed(parse(*(dump.splitlines() for dump in dumps)))
+    return list(parse_code(_lines(cuobjdump, "-sass", *only, str(binary))))
 
 
-def parse(usage_dump: Iterable[str], code_dump: Iterable[str]) -> Kernels:
-    """Usage by mangled name, from the two dumps; what has no architecture line goes under ""."""
-    kernels = _parse_usage(usage_dump)
-    for name, architecture, widths in _parse_code(code_dump):
-        rows = kernels[name]
-        # A lone cubin names its architecture in one of the two dumps only.
+def with_widths(kernels: Kernels, widths: Iterable[Widths]) -> Kernels:
+    """The usage with the widths of the accesses filled in."""
+    filled = {name: dict(rows) for name, rows in kernels.items()}
+    for name, architecture, found in widths:
+        rows = filled[name]
+        # The usage of a lone cubin does not name its architecture.
         key = architecture if architecture in rows else ""
-        rows[architecture] = replace(rows.pop(key), **widths)
-    return kernels
+        rows[architecture] = replace(rows.pop(key), **found)
+    return filled
 
 
-def _parse_usage(lines: Iterable[str]) -> Kernels:
+def parse_usage(lines: Iterable[str]) -> Kernels:
+    """Registers and memory by mangled name; architecture "" where the dump names none."""
     kernels: Kernels = {}
     architecture = name = ""
     for line in lines:
@@ -108,12 +121,20 @@ def _parse_usage(lines: Iterable[str]) -> Kernels:
             name = match[1]
         elif name and (match := _USAGE.search(line)):
             registers, stack, shared, local = map(int, match.groups())
+            shared -= _reserved_shared(architecture, shared)
             kernels.setdefault(name, {})[architecture] = Usage(registers, stack + local, shared)
             name = ""
     return kernels
 
 
-def _parse_code(lines: Iterable[str]) -> Iterable[tuple[str, str, dict[str, int]]]:
+def _reserved_shared(architecture: str, shared: int) -> int:
+    """What the system takes of the shared memory of a block, which is reported from 9.0 on."""
+    newer = architecture and int(architecture.rstrip("af")) >= _REPORTS_RESERVED
+    return _RESERVED_SHARED if newer and shared >= _RESERVED_SHARED else 0
+
+
+def parse_code(lines: Iterable[str]) -> Iterator[Widths]:
+    """Widest accesses by mangled name and architecture."""
     architecture = ""
     name = None
     widths: dict[str, int] = {}
@@ -163,6 +184,7 @@ _SHORTER = (
     (re.compile(r"\((?:int|long|bool|unsigned int|unsigned long)\)"), ""),
     (re.compile(r"\((\w+)\)(\d+)"), r"\1 \2"),
     (re.compile(r"\b(\d+)u?l?\b"), r"\1"),
+    (re.compile(r" >"), ">"),
 )
 
 
@@ -183,6 +205,15 @@ def _before_parameters(text: str) -> str:
         if character == "(" and depth == 0:
             return text[:i]
     return text
+
+
+def _lines(*command: str) -> Iterator[str]:
+    """Standard output of a command as it comes; CalledProcessError where it fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def _output(*command: str, stdin: str | None = None) -> str:
