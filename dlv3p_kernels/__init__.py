@@ -1,6 +1,6 @@
 """Fused kernels for DeepLabv3+ and other nets of depthwise-separable atrous convolutions."""
 
-from . import nn, reference
+from . import nn, reference, triton  # noqa: F401 registers the Triton kernels
 from ._native import status
 from ._version import __version__
 from .dispatch import backend

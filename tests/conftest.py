@@ -26,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compact: repeated for every CPU instruction set")
     if config.getoption("--backend") == "emulated":
         _add_emulated()
+    if config.getoption("--backend") == "triton" and backends.triton_interpreted():
+        from triton_interpreter import make_faster
+
+        make_faster()
 
 
 def _add_emulated() -> None:
