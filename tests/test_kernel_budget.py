@@ -187,6 +187,11 @@ def test_lost_wide_access_breaks_rule_and_budget() -> None:
     ]
 
 
+def test_rules_about_no_kernel_are_reported() -> None:
+    found = Budget(4, (WIDE,)).objections("unknown compiler", {"r": {"90a": GOOD}})
+    assert found == ["wide_access: no kernel matches '^k'"]
+
+
 def test_local_memory_may_not_grow_anywhere() -> None:
     rows = {"80": replace(GOOD, local=17), "90a": GOOD}
     found = BUDGET.objections("nvcc 13.0", {**KERNELS, "k<8>": rows})

@@ -89,6 +89,9 @@ class Budget:
             for rule in self.wide_access:
                 for text in rule.objections(name, usage):
                     yield f"{name} [{arch}]: {text}"
+        for rule in self.wide_access:
+            if not any(re.search(rule.kernels, name) for name in kernels):
+                yield f"wide_access: no kernel matches {rule.kernels!r}"
 
     def _entry_objections(self, entry: Kernels, kernels: Kernels) -> Iterator[str]:
         yield from (f"{name}: not in the budget (new)" for name in sorted(kernels.keys() - entry))

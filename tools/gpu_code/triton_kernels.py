@@ -21,6 +21,8 @@ from .machine_code import Kernels
 
 CAPABILITIES = (80, 90, 100)
 _WARP = 32
+# As the launchers have it: the default differs between versions of Triton.
+_OPTIONS = {"enable_fp_fusion": True}
 PACKAGE = "dlv3p_kernels.triton"
 
 
@@ -74,7 +76,7 @@ def compiled(spec: Spec, capability: int) -> bytes:
     from triton.compiler import ASTSource
 
     source = ASTSource(spec.function, *_source_arguments(spec))
-    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages}
+    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages, **_OPTIONS}
     target = GPUTarget("cuda", capability, _WARP)
     return triton.compile(source, target=target, options=options).asm["cubin"]
 
