@@ -57,6 +57,21 @@ struct Span {
   int64_t count;
 };
 
+// Prefetches from the next rows, in the order of memory, as much as row r of this span has. Short
+// rows that are read side by side are more than the prefetchers of processors see through: without
+// this, 256 channels of bfloat16 take five times as long from memory.
+template <class S, class A, int R, bool kToWrite = false>
+DLV3P_INLINE void prefetch(const void* map, const Span& span, int r) {
+  constexpr int64_t kBytes = kLanesOf<A> * sizeof(S);
+  constexpr int64_t kCacheLine = 64;
+  if constexpr (R == kRows) {
+    if (!map || r * kBytes % kCacheLine) return;
+    const int64_t rows = span.at - span.lane + R * span.pitch;
+    const S* next = static_cast<const S*>(map) + rows + R * span.lane + r * kLanesOf<A>;
+    __builtin_prefetch(next, kToWrite);
+  }
+}
+
 // Goes through a block, vector by vector. A is the type that is computed in.
 template <class A>
 class Walker {
@@ -212,6 +227,7 @@ class Stats {
     Vec<A> square = {};
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+      prefetch<S, A, R>(input_, span, r);
       Vec<A> d = fetch<S, A, kPartial>(input_, span.at + r * span.pitch, span.count) - pivot;
       if constexpr (kPartial) d = first_lanes<A>(d, span.count);
       sum += d;
@@ -282,6 +298,13 @@ class Affine {
     const void* grad_output;
     const void* residual;
 
+    template <int R>
+    DLV3P_INLINE void prefetch(const Span& span, int r) const {
+      dlv3p::prefetch<S, A, R>(input, span, r);
+      dlv3p::prefetch<S, A, R>(grad_output, span, r);
+      dlv3p::prefetch<S, A, R>(residual, span, r);
+    }
+
     // x - mean for element i and its neighbours.
     template <bool kPartial>
     DLV3P_INLINE V deviation(int64_t i, int64_t count) const {
@@ -331,8 +354,10 @@ class Apply {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int64_t i = span.at + r * span.pitch;
+      lanes.template prefetch<R>(span, r);
       const Vec<A> d = lanes.template deviation<kPartial>(i, span.count);
       const Vec<A> z = lanes.template z<kPartial>(d, i, span.count);
+      prefetch<S, A, R, true>(output, span, r);
       put<S, A, kPartial>(output, i, activate<k>(z), span.count);
     }
   }
@@ -355,6 +380,7 @@ class BackwardReduce {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int64_t i = span.at + r * span.pitch;
+      lanes.template prefetch<R>(span, r);
       const Vec<A> d = lanes.template deviation<kPartial>(i, span.count);
       Vec<A> g = lanes.template gradient<k, kPartial>(d, i, span.count);
       Vec<A> gd = g * d;
@@ -397,11 +423,13 @@ class BackwardApply {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int64_t i = span.at + r * span.pitch;
+      lanes.template prefetch<R>(span, r);
       const Vec<A> d = lanes.template deviation<kPartial>(i, span.count);
       Vec<A> g = lanes.template gradient<k, kPartial>(d, i, span.count);
       if (grad_residual) put<S, A, kPartial>(grad_residual, i, g, span.count);
       // An infinite input has a gradient where the statistics are fixed.
       if (!fixed) g -= mean_grad + d * mean_product;
+      prefetch<S, A, R, true>(output, span, r);
       put<S, A, kPartial>(output, i, g * lanes.scale, span.count);
     }
   }
