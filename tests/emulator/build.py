@@ -39,13 +39,14 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _SYMBOL = re.compile(r"^([0-9a-f]+) ([0-9a-f]+) (\w) (?:void )?(dlv3p::.*)$", re.MULTILINE)
 _NOT_OF_KERNELS = ("dlv3p::(anonymous namespace)::", "dlv3p::emulator::")
 _FLAGS = [
-    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden",
+    "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden",
     # Kernels round after every operation, as the compiler for GPUs is free not to.
     "-ffp-contract=off",
     "-DDLV3P_EMULATED", f"-D{TORCH_TARGET}",
 ]  # fmt: skip
-_CHECKS = ["-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
-_SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+_CHECKS = ["-O1", "-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
+# Without optimisation, which would take longer than the run.
+_SANITIZE = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 class BuildError(RuntimeError):
@@ -123,7 +124,7 @@ def compile_object(source: Path, sanitize: bool) -> Path:
 def compile_command(source: Path, sanitize: bool) -> list[str]:
     """What compiles a source, in folder ROOT; the action and the output are not part of it."""
     binding = source.stem == "module"
-    checks = _SANITIZE if sanitize else _CHECKS if source.suffix == ".cu" else []
+    checks = _SANITIZE if sanitize else _CHECKS if source.suffix == ".cu" else ["-O1"]
     command = [_compiler(), *_FLAGS, *([] if binding else checks)]
     # Relative to ROOT, as messages shall name the sources.
     command += ["-Itests/emulator", "-Icsrc/cuda", f"-isystem{TORCH / 'include'}"]
