@@ -13,21 +13,42 @@ namespace {
 
 typedef int32_t IVec __attribute__((vector_size(kVectorBytes)));
 
+// NaN stays.
+DLV3P_INLINE Vec<float> clamp(Vec<float> x, float least, float most) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(least),
+                                   _mm512_min_ps(_mm512_set1_ps(most), (__m512)x));
+#else
+  x = x > most ? splat(most) : x;
+  return x < least ? splat(least) : x;
+#endif
+}
+
+// y * 2^n for a whole number n in [-252, 254].
+DLV3P_INLINE Vec<float> times_power_of_2(Vec<float> y, Vec<float> n) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+  // In two factors, as 2^n may lie outside of float32 where the product does not.
+  const IVec exponent = __builtin_convertvector(n, IVec);
+  const IVec half = exponent >> 1;
+  const auto power_of_2 = [](IVec e) { return bit_cast<Vec<float>>((e + 127) << 23); };
+  return y * power_of_2(half) * power_of_2(exponent - half);
+#endif
+}
+
 // e^x to 1 unit in the last place; 0 and infinity where float32 ends, NaN stays.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2, e^x = 2^n e^r, and e^r = 1 + r + r^2 q(r) with the q of
 // degree 4 that has the least largest relative error (3.1e-9, found by weighted least squares).
 DLV3P_INLINE Vec<float> exp(Vec<float> x) {
-  constexpr float kAllInfinite = 89.0f;
   constexpr float kAllZero = -104.0f;
-  x = x > kAllInfinite ? splat(kAllInfinite) : x;
-  x = x < kAllZero ? splat(kAllZero) : x;
-  // Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded to a whole number, which
-  // stands in its last bits.
+  constexpr float kAllInfinite = 89.0f;
+  x = clamp(x, kAllZero, kAllInfinite);
+  // Adding 1.5 * 2^23 leaves no bits for a fraction, and so rounds to a whole number.
   constexpr float kRound = 0x1.8p23f;
   constexpr float kLog2OfE = 0x1.715476p0f;
-  const Vec<float> rounded = x * kLog2OfE + kRound;
-  const Vec<float> n = rounded - kRound;
+  const Vec<float> n = (x * kLog2OfE + kRound) - kRound;
   // ln 2 in two parts; products of the first with n are exact.
   constexpr float kLn2High = 0x1.63p-1f;
   constexpr float kLn2Low = -0x1.bd0106p-13f;
@@ -37,11 +58,7 @@ DLV3P_INLINE Vec<float> exp(Vec<float> x) {
   q = q * r + 0.1666652113199234f;
   q = q * r + 0.4999999403953552f;
   const Vec<float> y = q * (r * r) + r + 1.0f;
-  // 2^n in two factors, as it may lie outside of float32 where the product does not.
-  const IVec exponent = bit_cast<IVec>(rounded) - bit_cast<int32_t>(kRound);
-  const IVec half = exponent >> 1;
-  const auto power_of_2 = [](IVec e) { return bit_cast<Vec<float>>((e + 127) << 23); };
-  return y * power_of_2(half) * power_of_2(exponent - half);
+  return times_power_of_2(y, n);
 }
 
 // float64 serves to check gradients; its speed does not matter.
