@@ -252,3 +252,5 @@ def test_triton_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
         (tmp_path / "copy.cubin").write_bytes(triton_kernels.compiled(spec, 90))
         usage = machine_code.read(tmp_path / "copy.cubin")["copy_kernel"]["90a"]
         assert (usage.load, usage.store, usage.local) == (128, store, 0)
+    with pytest.raises(RuntimeError, match="copy does not compile for 90"):
+        triton_kernels.compiled(spec._replace(signature={**signature, "x": "i32"}), 90)

@@ -70,7 +70,11 @@ def read() -> Kernels:
 
 
 def compiled(spec: Spec, capability: int) -> bytes:
-    """The machine code of one kernel."""
+    """The machine code of one kernel.
+
+    Raises:
+        RuntimeError: it does not compile; names the entry.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -78,7 +82,10 @@ def compiled(spec: Spec, capability: int) -> bytes:
     source = ASTSource(spec.function, *_source_arguments(spec))
     options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages, **_OPTIONS}
     target = GPUTarget("cuda", capability, _WARP)
-    return triton.compile(source, target=target, options=options).asm["cubin"]
+    try:
+        return triton.compile(source, target=target, options=options).asm["cubin"]
+    except Exception as error:  # Triton raises many kinds, none of which names the entry
+        raise RuntimeError(f"{spec.name} does not compile for {capability}: {error}") from error
 
 
 def _source_arguments(spec: Spec) -> tuple[dict[str, str], dict[str, Any], dict[tuple, list]]:
