@@ -42,7 +42,7 @@ _FLAGS = [
     "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden",
     # Kernels round after every operation, as the compiler for GPUs is free not to.
     "-ffp-contract=off",
-    "-DDLV3P_EMULATED", f"-D{TORCH_TARGET}",
+    "-DDLV3P_EMULATED",
 ]  # fmt: skip
 _CHECKS = ["-O1", "-fsanitize=alignment,null,bounds", "-fno-sanitize-recover=all"]  # see ubsan.cpp
 # Without optimisation, which would take longer than the run.
@@ -128,8 +128,8 @@ def compile_command(source: Path, sanitize: bool) -> list[str]:
     command = [_compiler(), *_FLAGS, *([] if binding else checks)]
     # Relative to ROOT, as messages shall name the sources.
     command += ["-Itests/emulator", "-Icsrc/cuda", f"-isystem{TORCH / 'include'}"]
-    if binding:
-        command.append(f"-isystem{sysconfig.get_path('include')}")
+    # pybind11 comes with torch, whose copy refuses to be combined with the stable ABI.
+    command.append(f"-isystem{sysconfig.get_path('include')}" if binding else f"-D{TORCH_TARGET}")
     return [*command, "-x", "c++", os.path.relpath(source, ROOT)]
 
 
