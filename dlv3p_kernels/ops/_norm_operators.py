@@ -124,7 +124,8 @@ def _needed(
 
 
 def _backward_act(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def]
-    x, _, _, *affine = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    x, _, _, *affine = saved
     need = ctx.needs_input_grad
     wanted = (need[0], need[1], need[2], need[5])
     if torch.is_grad_enabled():  # derivatives of the derivatives are wanted as well
@@ -135,7 +136,7 @@ def _backward_act(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped
 
         grads = _by_reference(definition, grad, x, affine, wanted)
     else:
-        grads = _gradients(ops, grad, ctx.saved_tensors, ctx.activation, wanted, True)
+        grads = _gradients(ops, grad, saved, ctx.activation, wanted, True)
     return grads[0], grads[1], grads[2], None, None, grads[3], None, None, None
 
 
@@ -145,7 +146,8 @@ def _setup_context_apply(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward_apply(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
-    x, mean, invstd, *affine = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    x, mean, invstd, *affine = saved
     need = ctx.needs_input_grad
     if need[1] or need[2]:
         raise RuntimeError(
@@ -160,7 +162,7 @@ def _backward_apply(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
 
         grads = _by_reference(definition, grad, x, affine, wanted)
     else:
-        grads = _gradients(ops, grad, ctx.saved_tensors, ctx.activation, wanted, False)
+        grads = _gradients(ops, grad, saved, ctx.activation, wanted, False)
     return grads[0], None, None, *grads[1:], None
 
 
