@@ -12,12 +12,10 @@ namespace {
 constexpr int64_t kChannelsAtOnce = 64;
 
 template <class F>
-void for_channels(int64_t channels, const F& f) {
-  torch::stable::parallel_for(0, channels, kChannelsAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += kChannelsAtOnce) {
-      f(first, std::min(kChannelsAtOnce, end - first));
-    }
-  });
+void for_chunks(int64_t begin, int64_t end, const F& f) {
+  for (int64_t first = begin; first < end; first += kChannelsAtOnce) {
+    f(first, std::min(kChannelsAtOnce, end - first));
+  }
 }
 
 template <class A>
@@ -28,14 +26,17 @@ void sum_groups_of(const Tensor& sums, int64_t first_kind, const Tensor& result)
   const int64_t kinds = result.numel() / channels;
   const A* from = static_cast<const A*>(sums.const_data_ptr()) + first_kind * channels;
   A* to = static_cast<A*>(result.mutable_data_ptr());
-  for_channels(channels, [&](int64_t first, int64_t count) {
+  torch::stable::parallel_for(0, channels, kChannelsAtOnce, [&](int64_t begin, int64_t end) {
+    // Kind by kind, so that the memory gone through at a time is small.
     for (int64_t k = 0; k < kinds; ++k) {
-      A total[kChannelsAtOnce] = {};
-      for (int64_t g = 0; g < groups; ++g) {
-        const A* row = from + (g * all_kinds + k) * channels + first;
-        for (int64_t c = 0; c < count; ++c) total[c] += row[c];
-      }
-      for (int64_t c = 0; c < count; ++c) to[(first + c) * kinds + k] = total[c];
+      for_chunks(begin, end, [&](int64_t first, int64_t count) {
+        A total[kChannelsAtOnce] = {};
+        for (int64_t g = 0; g < groups; ++g) {
+          const A* row = from + (g * all_kinds + k) * channels + first;
+          for (int64_t c = 0; c < count; ++c) total[c] += row[c];
+        }
+        for (int64_t c = 0; c < count; ++c) to[(first + c) * kinds + k] = total[c];
+      });
     }
   });
 }
@@ -64,7 +65,7 @@ void merge_moments_of(const Gather& g, const MeanAndVariance& result) {
   const std::vector<double> pixels = pixels_of_groups(g);
   A* means = static_cast<A*>(result.mean.mutable_data_ptr());
   A* variances = static_cast<A*>(result.variance.mutable_data_ptr());
-  for_channels(g.channels, [&](int64_t first, int64_t count) {
+  const auto merge = [&](int64_t first, int64_t count) {
     double mean[kChannelsAtOnce] = {};
     double deviations[kChannelsAtOnce] = {};
     const double* origin = g.moments + first;
@@ -84,7 +85,9 @@ void merge_moments_of(const Gather& g, const MeanAndVariance& result) {
       means[first + c] = static_cast<A>(origin[c] + mean[c]);
       variances[first + c] = static_cast<A>(deviations[c] / merged);
     }
-  });
+  };
+  torch::stable::parallel_for(0, g.channels, kChannelsAtOnce,
+                              [&](int64_t begin, int64_t end) { for_chunks(begin, end, merge); });
 }
 
 }  // namespace
