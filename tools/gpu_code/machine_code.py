@@ -106,7 +106,9 @@ def with_widths(kernels: Kernels, widths: Iterable[Widths]) -> Kernels:
         rows = filled[name]
         # The usage of a lone cubin does not name its architecture.
         key = architecture if architecture in rows else ""
-        rows[architecture] = replace(rows.pop(key), **found)
+        usage = rows.pop(key)
+        shared = usage.shared - _reserved_shared(architecture, usage.shared)
+        rows[architecture] = replace(usage, shared=shared, **found)
     return filled
 
 
@@ -121,7 +123,6 @@ def parse_usage(lines: Iterable[str]) -> Kernels:
             name = match[1]
         elif name and (match := _USAGE.search(line)):
             registers, stack, shared, local = map(int, match.groups())
-            shared -= _reserved_shared(architecture, shared)
             kernels.setdefault(name, {})[architecture] = Usage(registers, stack + local, shared)
             name = ""
     return kernels
@@ -129,7 +130,7 @@ def parse_usage(lines: Iterable[str]) -> Kernels:
 
 def _reserved_shared(architecture: str, shared: int) -> int:
     """What the system takes of the shared memory of a block, which is reported from 9.0 on."""
-    newer = architecture and int(architecture.rstrip("af")) >= _REPORTS_RESERVED
+    newer = int(architecture.rstrip("af")) >= _REPORTS_RESERVED
     return _RESERVED_SHARED if newer and shared >= _RESERVED_SHARED else 0
 
 
