@@ -12,9 +12,9 @@ from torch import Tensor
 from .. import dispatch, reference
 from .._checks import Ints
 from .._library import LIBRARY, for_each
+from . import depthwise_fused
 from ._common import ChannelAffine, empty_in_format_of, wants_gradients
 from ._depthwise import Geometry, onednn_is_ahead, output_size, tensors, unfit
-from .depthwise_fused import depthwise_conv2d_fused
 
 _OP = "depthwise_conv2d"
 _SCHEMA = (
@@ -73,7 +73,7 @@ def depthwise_conv2d(
     Convolution for Semantic Image Segmentation", ECCV 2018, section 3.1.
     """
     if prologue is not None or epilogue is not None:
-        return depthwise_conv2d_fused(
+        return depthwise_fused.depthwise_conv2d_fused(
             x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
         )
     x, weight, bias = tensors(_OP, x, weight, bias)
@@ -121,7 +121,7 @@ def _explain(
     epilogue: ChannelAffine | None = None,
 ) -> dispatch.Call:
     if prologue is not None or epilogue is not None:
-        return dispatch.CALLS[depthwise_conv2d_fused](
+        return depthwise_fused.call_of(
             x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
         )
     x, weight, bias = tensors(_OP, x, weight, bias)

@@ -124,7 +124,7 @@ def _operator(call: dispatch.Call) -> Any:
     return dispatch.operators(name).depthwise_conv2d_fused
 
 
-def _explain(
+def call_of(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -135,13 +135,13 @@ def _explain(
     prologue: ChannelAffine | None = None,
     epilogue: ChannelAffine | None = None,
 ) -> dispatch.Call:
+    """What the choice of a back end depends on."""
     return _prepare(
         "depthwise_conv2d", x, weight, bias, stride, padding, dilation, prologue, epilogue
     )[0]
 
 
-dispatch.CALLS[depthwise_conv2d_fused] = _explain
-dispatch.CALLS[depthwise_conv2d_with_statistics] = _explain
+dispatch.CALLS[depthwise_conv2d_with_statistics] = call_of
 
 
 def _fake(x, weight, _bias, stride, padding, dilation, *affines_and_statistics):  # type: ignore[no-untyped-def]
