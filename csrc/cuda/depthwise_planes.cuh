@@ -24,6 +24,11 @@ constexpr int kPlanesThreads = 256;
 constexpr int kStrip = 4;       // rows of a thread: 18 loads for 36 products with 3x3
 constexpr int kStagePacks = 4;  // 16-byte loads in flight per thread
 
+// Blocks on a multiprocessor: what the registers for the weights of a KxK kernel leave room for.
+constexpr int planes_blocks(int kernel) {
+  return kernel == 3 ? 4 : kernel == 5 ? 3 : kernel == 7 ? 2 : 1;
+}
+
 // Division by a number known at launch: exact while dividend * size < 2^32.
 struct Divide {
   unsigned size;
@@ -152,41 +157,49 @@ struct PlanesRuns {
 template <class T>
 struct RunPack {
   static constexpr int V = 16 / sizeof(T);
-  Pack<T, V> values;
+  Pack<T, V> values;  // where all of them belong to the run
   int run;
   int begin;  // of the pack in the run; may be negative
 
-  __device__ void load(const T* source, const PlanesRuns& runs, const Divide& by_packs, int index) {
-    run = runs.count > 1 ? by_packs(index) : 0;
-    const T* from = source + runs.start + run * runs.spacing;
-    const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(T));
-    begin = (index - run * static_cast<int>(by_packs.size)) * V - skew;
-    if (runs.count == 1) begin = index * V - skew;
-    if (begin >= 0 && begin + V <= runs.length) {
-      values = load_pack<V>(from + begin);
-      return;
-    }
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const int at = begin + v;
-      if (at >= 0 && at < runs.length) values.lane[v] = from[at];
-    }
+  __device__ static const T* begin_of(const T* source, const PlanesRuns& runs, int run) {
+    return source + runs.start + run * runs.spacing;
   }
 
-  __device__ void store(float* staged, const PlanesGeometry& g, const PlanesRuns& runs) const {
-    const int from = begin > 0 ? begin : 0;
-    int row = g.by_source_width(from);
-    int column = from - row * g.columns.source;
-    row += runs.first + run;
-    float* to = staged + g.pad + row * g.pitch + column * g.columns.spread;
-    const int gap = g.pitch - g.columns.source * g.columns.spread;
+  __device__ bool is_full(const PlanesRuns& runs) const {
+    return begin >= 0 && begin + V <= runs.length;
+  }
+
+  __device__ void load(const T* source, const PlanesRuns& runs, const Divide& by_packs, int index) {
+    run = runs.count > 1 ? by_packs(index) : 0;
+    const T* from = begin_of(source, runs, run);
+    const int skew = static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(T));
+    begin = (index - run * static_cast<int>(by_packs.size)) * V - skew;
+    if (is_full(runs)) values = load_pack<V>(from + begin);
+  }
+
+  __device__ void store(float* staged, const PlanesGeometry& g, const PlanesRuns& runs,
+                        const T* source) const {
+    const int width = g.columns.source;
+    const int spread = g.columns.spread;
+    int at = begin > 0 ? begin : 0;
+    int row = g.by_source_width(at);
+    int column = at - row * width;
+    float* to = staged + g.pad + (row + runs.first + run) * g.pitch + column * spread;
+    const int gap = g.pitch - width * spread;  // from behind a row to the next
+    if (is_full(runs) && width >= V) {         // at most one row ends in the pack
+      float x[V];
+      unpack(values, x);
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const int at = begin + v;
-      if (at < 0 || at >= runs.length) continue;
-      *to = to_float(values.lane[v]);
-      to += g.columns.spread;
-      if (++column == g.columns.source) {
+      for (int v = 0; v < V; ++v) to[v * spread + (column + v < width ? 0 : gap)] = x[v];
+      return;
+    }
+    const T* from = begin_of(source, runs, run);
+    const int end = begin + V < runs.length ? begin + V : runs.length;
+#pragma unroll 1
+    for (; at < end; ++at) {
+      *to = to_float(from[at]);
+      to += spread;
+      if (++column == width) {
         column = 0;
         to += gap;
       }
@@ -208,6 +221,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
   const int thread = static_cast<int>(threadIdx.x);
   const int packs =
       runs.count > 1 ? runs.count * static_cast<int>(g.by_row_packs.size) : runs.length / V + 2;
+#pragma unroll 1
   for (int round = 0; round == 0 || round < packs; round += kRound) {
     RunPack<T> loaded[kStagePacks];
 #pragma unroll
@@ -217,6 +231,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
     }
     if (round == 0) {  // while the first loads are under way
       const Pack<float, 4> zeros{};
+#pragma unroll 1
       for (int i = 4 * thread; i < staged_floats(g); i += 4 * kPlanesThreads) {
         store_pack(staged + i, zeros);
       }
@@ -225,7 +240,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
 #pragma unroll
     for (int i = 0; i < kStagePacks; ++i) {
       const int index = round + i * kPlanesThreads + thread;
-      if (index < packs) loaded[i].store(staged, g, runs);
+      if (index < packs) loaded[i].store(staged, g, runs, source);
     }
   }
   __syncthreads();
@@ -283,26 +298,31 @@ struct PlanesStrip {
 
 // Calls use(j, taps) for each source row that the strip sees and that exists: the j-th row, a
 // dilation below the one before, with its K taps.
-template <int K, int kRows, class Use>
+template <int K, int kRows, bool kMaySpread, class Use>
 __device__ inline void for_each_row(const PlanesGeometry& g, const PlanesBlock& block,
-                                    const PlanesStrip& strip, const float* staged, Use&& use) {
-  const float* column = staged + strip.column * g.columns.step - g.columns.offset;
+                                    const PlanesStrip& strip, SharedAddress staged, Use&& use) {
+  constexpr int kBytes = sizeof(float);
+  const int first = strip.column * g.columns.step - g.columns.offset;
+  SharedAddress column[K];
+#pragma unroll
+  for (int k = 0; k < K; ++k) column[k] = staged + (first + k * g.columns.dilation) * kBytes;
   const int staged_step = g.staged_step == 1 ? g.rows.dilation : 1;
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
     const int target = strip.target + j * g.rows.dilation;
-    int source = target;
     int row = strip.staged + j * staged_step;
-    if (g.rows.spread > 1) {
-      source = target < 0 ? -1 : g.by_row_spread(target);
+    if (kMaySpread && g.rows.spread > 1) {
+      if (target < 0) continue;
+      const int source = g.by_row_spread(target);
+      if (source * g.rows.spread != target || source >= g.rows.source) continue;
       row = source - block.first_row;
-      if (source * g.rows.spread != target) continue;
+    } else if (static_cast<unsigned>(target) >= static_cast<unsigned>(g.rows.source)) {
+      continue;
     }
-    if (source < 0 || source >= g.rows.source) continue;
-    const float* from = column + row * g.pitch;
+    const int down = row * g.pitch * kBytes;
     float taps[K];
 #pragma unroll
-    for (int k = 0; k < K; ++k) taps[k] = from[k * g.columns.dilation];
+    for (int k = 0; k < K; ++k) taps[k] = load_shared<1, float>(column[k] + down).lane[0];
     use(j, taps);
   }
 }
@@ -316,6 +336,7 @@ __device__ inline void apply_before(const PlanesGeometry& g, const PlanesBlock& 
   load_channels(affine.scale, thread.channel, 1.0f, scale);
   load_channels(affine.shift, thread.channel, 0.0f, shift);
   with_activation(affine.activation, [&](auto activation) {
+#pragma unroll 1
     for (int i = thread.index; i < g.staged_rows * g.columns.source; i += thread.step) {
       const int row = g.by_source_width(i);
       const int source = block.first_row + row * g.staged_step;
@@ -328,7 +349,8 @@ __device__ inline void apply_before(const PlanesGeometry& g, const PlanesBlock& 
 }
 
 template <class T, int K, int A>
-__global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_fwd_kernel(PlanesForward p) {
+__global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K))
+    depthwise_planes_fwd_kernel(PlanesForward p) {
   DLV3P_DYNAMIC_SHARED(shared);
   const PlanesGeometry& g = p.geometry;
   const PlanesBlock block(g, K);
@@ -348,14 +370,16 @@ __global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_fwd_kernel(Pl
   load_channels(p.behind.shift, thread.channel, 0.0f, shift);
   T* output =
       static_cast<T*>(p.output) + (block.plane + thread.plane) * g.rows.result * g.columns.result;
+  const SharedAddress rows = shared_address(staged);
+#pragma unroll 1
   for (int i = thread.index; i < PlanesStrip::count(g); i += thread.step) {
     const PlanesStrip strip = PlanesStrip::at<A>(g, block, i);
     if (!strip.exists) continue;
     float sum[kStrip];
 #pragma unroll
     for (int r = 0; r < kStrip; ++r) sum[r] = bias;
-    for_each_row<K, (kStrip - 1) * A + K>(
-        g, block, strip, staged, [&](int j, const float (&taps)[K]) {
+    for_each_row<K, (kStrip - 1) * A + K, false>(
+        g, block, strip, rows, [&](int j, const float (&taps)[K]) {
 #pragma unroll
           for (int r = 0; r < kStrip; ++r) {
             if (j < r * A || j >= r * A + K) continue;
@@ -396,6 +420,7 @@ __device__ inline void plane_sums(const PlanesThread& thread, int planes, const 
     const int v = i % V;
     const float* from = scratch + v * kPlanesThreads + plane * thread.step;
     float sum = 0.0f;
+#pragma unroll 1
     for (int at = lane; at < thread.step; at += kWarpLanes) sum += from[at];
     sum = warp_sum(sum);
     if (lane == 0) use(plane, v, sum);
@@ -403,14 +428,15 @@ __device__ inline void plane_sums(const PlanesThread& thread, int planes, const 
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_bwd_kernel(PlanesBackward p) {
+__global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K + 2))
+    depthwise_planes_bwd_kernel(PlanesBackward p) {
   DLV3P_DYNAMIC_SHARED(shared);
   constexpr int kTaps = K * K;
   const PlanesGeometry& g = p.geometry;
   const PlanesBlock block(g, K);
   const PlanesThread thread(g, block);
   stage(g, block, static_cast<const T*>(p.grad), reinterpret_cast<float*>(shared));
-  const float* staged = thread.staged(g, reinterpret_cast<float*>(shared));
+  const SharedAddress rows = shared_address(thread.staged(g, reinterpret_cast<float*>(shared)));
   float weight[kTaps];  // the last tap first: the gradient meets them in that order
   float weight_sums[kTaps] = {};
 #pragma unroll
@@ -424,6 +450,7 @@ __global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_bwd_kernel(Pl
   const int64_t plane = (block.plane + thread.plane) * g.rows.result * g.columns.result;
   const T* input = static_cast<const T*>(p.input) + plane;
   const int strips = thread.active ? PlanesStrip::count(g) : 0;
+#pragma unroll 1
   for (int i = thread.index; i < strips; i += thread.step) {
     const PlanesStrip strip = PlanesStrip::at<1>(g, block, i);
     if (!strip.exists) continue;
@@ -440,18 +467,19 @@ __global__ void __launch_bounds__(kPlanesThreads) depthwise_planes_bwd_kernel(Pl
         z[r] = exists ? activate(activation.value, fmaf(x[r], scale[0], shift[0])) : 0.0f;
       }
     });
-    for_each_row<K, kStrip - 1 + K>(g, block, strip, staged, [&](int j, const float (&taps)[K]) {
+    for_each_row<K, kStrip - 1 + K, true>(
+        g, block, strip, rows, [&](int j, const float (&taps)[K]) {
 #pragma unroll
-      for (int r = 0; r < kStrip; ++r) {
-        if (j < r || j >= r + K) continue;
+          for (int r = 0; r < kStrip; ++r) {
+            if (j < r || j >= r + K) continue;
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
-          const int tap = (j - r) * K + k;
-          grad[r] = fmaf(taps[k], weight[tap], grad[r]);
-          weight_sums[tap] = fmaf(taps[k], z[r], weight_sums[tap]);
-        }
-      }
-    });
+            for (int k = 0; k < K; ++k) {
+              const int tap = (j - r) * K + k;
+              grad[r] = fmaf(taps[k], weight[tap], grad[r]);
+              weight_sums[tap] = fmaf(taps[k], z[r], weight_sums[tap]);
+            }
+          }
+        });
     with_activation(p.before.activation, [&](auto activation) {
 #pragma unroll
       for (int r = 0; r < kStrip; ++r) {

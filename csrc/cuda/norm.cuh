@@ -133,12 +133,14 @@ template <int V, class Work>
 __device__ inline void visit_packs(Work& work, int64_t first, int64_t last, int64_t step) {
   constexpr int kFlight = Work::kFlight;
   int64_t at = first;
+#pragma unroll 1
   for (; at + (kFlight - 1) * step < last; at += kFlight * step) {
     typename Work::template Loaded<V> loaded[kFlight];
 #pragma unroll
     for (int f = 0; f < kFlight; ++f) loaded[f] = work.template load<V>(at + f * step);
     work.template use<V>(at, step, loaded);
   }
+#pragma unroll 1
   for (; at < last; at += step) visit_single<V>(work, at);
 }
 

@@ -103,10 +103,12 @@ __device__ inline float sum_terms(int rows, Term&& term) {
   constexpr int kChains = 4;
   float sums[kChains] = {};
   int row = 0;
+#pragma unroll 1  // the compiler would make four copies of it, for every sum
   for (; row + kChains <= rows; row += kChains) {
 #pragma unroll
     for (int k = 0; k < kChains; ++k) sums[k] += term(row + k);
   }
+#pragma unroll 1
   for (; row < rows; ++row) sums[0] += term(row);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
