@@ -20,6 +20,7 @@ from dlv3p_kernels import _library, backends
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", default="cpu", help="the kernels under test")
     parser.addoption("--device", default="cpu", help="where their tensors lie")
+    parser.addoption("--every", type=int, help="keep this share of the kernels' tests: every n-th")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,6 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+    if every := config.getoption("--every"):
+        kept = [item for item in items if "native" in item.fixturenames][::every]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")

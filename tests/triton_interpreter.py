@@ -1,8 +1,8 @@
 """Makes Triton's interpreter several times faster for kernels that are built of many functions.
 
-It replaces the functions of `triton.language` by its own at every launch, and again at every call of
-a device function; and it computes each integer operation once more in 64 bits to look for overflow.
-Here the first is done once per launch and the second left out. What is computed stays the same.
+It replaces the functions of `triton.language` by its own at every launch, and again at every call
+of a device function; and it computes each integer operation once more in 64 bits, to look for
+overflow. Here the first is done once per launch and the second left out; results stay the same.
 """
 
 from __future__ import annotations

@@ -15,12 +15,8 @@ from ..backends import triton_interpreted
 
 # Module of this package -> the ops whose launchers are its functions of the same name.
 OPS = {
-    "depthwise": (
-        "depthwise_conv2d",
-        "depthwise_conv2d_backward",
-        "depthwise_conv2d_fused",
-        "depthwise_conv2d_fused_backward",
-    ),
+    "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused"),
+    "depthwise_backward": ("depthwise_conv2d_backward", "depthwise_conv2d_fused_backward"),
     "norm": (
         "batch_norm_stats",
         "batch_norm_finalise",

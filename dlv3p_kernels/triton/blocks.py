@@ -1,9 +1,9 @@
 """What the kernels share: the tile, element-wise functions, and reading of per-channel vectors.
 
-A tile has the axes (lanes, channels) for channels_last and (channels, lanes) for contiguous maps, so
-that neighbouring threads always access neighbouring elements. A lane is a pixel, or a line of pixels
-that the program walks along. Per-lane and per-channel values keep both axes, one of them of size 1.
-Everything is computed in float32. Triton turns tuples of tiles into registers.
+A tile has the axes (lanes, channels) for channels_last and (channels, lanes) for contiguous maps,
+so that neighbouring threads always access neighbouring elements. A lane is a pixel, or a line of
+pixels that the program walks along. Per-lane and per-channel values keep both axes, one of them of
+size 1. Everything is computed in float32. Tuples of tiles become registers.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def zero_tiles(
 
 @triton.jit
 def sum_lanes(tile, NHWC: tl.constexpr):
-    """Sum over the lanes, as a per-channel tile; in groups, so that no chain of additions is long."""
+    """Sum over the lanes, as a per-channel tile; in groups, so that no chain of sums is long."""
     if NHWC:
         lanes: tl.constexpr = tile.shape[0]
         if lanes > GROUP:

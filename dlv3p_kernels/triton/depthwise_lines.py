@@ -1,10 +1,10 @@
 """Depthwise convolution of stride 1: programs walk down lines of rows that are `dilation` apart.
 
-Rows r, r + d, r + 2d, ... of one column share their taps. A lane is a segment of ROWS rows of such a
-line, so a source row is read and converted once per tap column and multiplied into up to KH results
-that wait in registers. Lanes are numbered with the column fastest, then phase (row modulo d), segment
-and image: no lane is wasted at the right border, whatever the width of the map. The walk is unrolled;
-weights stay in registers over all blocks of lanes of a program.
+Rows r, r + d, r + 2d, ... of one column share their taps. A lane is a segment of ROWS rows of such
+a line, so a source row is read and converted once per tap column and multiplied into up to KH
+results that wait in registers. Lanes are numbered with the column fastest, then phase (row modulo
+d), segment and image: no lane is wasted at the right border, whatever the width of the map. The
+walk is unrolled; weights stay in registers over all blocks of lanes of a program.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def depthwise_lines_fwd_kernel(
     NHWC: tl.constexpr, LANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Tap (k, l) of the result at (row, column) lies at row + offset_h + k * dilation_h, ..."""
+    """Tap (kh, kw) of the result at (row, column) lies at row + offset_h + kh * dilation_h, ..."""
     channels = channel_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
@@ -86,15 +86,15 @@ def depthwise_lines_fwd_kernel(
         for i in tl.static_range(ROWS + KH - 1):
             y = row + offset_h + i * dilation_h
             y_ok = lane_ok & (y >= 0) & (y < source_h)
-            for l in tl.static_range(KW):
-                x = column + offset_w + l * dilation_w
+            for kw in tl.static_range(KW):
+                x = column + offset_w + kw * dilation_w
                 inside = y_ok & (x >= 0) & (x < source_w)
                 at = from_ + pixel_offset(y, x, source_w, channels, NHWC)
                 value = load_activated(at, inside & channel_ok, before, IN_ACTIVATION)
-                for k in tl.static_range(KH):
-                    if (i - k >= 0) and (i - k < ROWS):
-                        total = multiply_add(sums[i - k], taps[k * KW + l], value, inside)
-                        sums = put(sums, i - k, total)
+                for kh in tl.static_range(KH):
+                    if (i - kh >= 0) and (i - kh < ROWS):
+                        total = multiply_add(sums[i - kh], taps[kh * KW + kw], value, inside)
+                        sums = put(sums, i - kh, total)
             if i >= KH - 1:
                 made = row + (i - KH + 1) * dilation_h
                 value = finished(sums[i - KH + 1], start, behind, OUT_ACTIVATION)
@@ -144,20 +144,20 @@ def depthwise_lines_bwd_kernel(
                 inputs = inputs + (load_activated(at, made_ok, before, IN_ACTIVATION),)
             y = row + offset_h + i * dilation_h
             y_ok = lane_ok & (y >= 0) & (y < source_h)
-            for l in tl.static_range(KW):
-                x = column + offset_w + l * dilation_w
+            for kw in tl.static_range(KW):
+                x = column + offset_w + kw * dilation_w
                 inside = y_ok & (x >= 0) & (x < source_w)
                 at = from_ + pixel_offset(y, x, source_w, channels, NHWC)
                 value = tl.load(at, mask=inside & channel_ok, other=0.0).to(tl.float32)
-                for k in tl.static_range(KH):
-                    if (i - k >= 0) and (i - k < ROWS):
+                for kh in tl.static_range(KH):
+                    if (i - kh >= 0) and (i - kh < ROWS):
                         if NEED_INPUT:
-                            total = multiply_add(sums[i - k], taps[k * KW + l], value, inside)
-                            sums = put(sums, i - k, total)
+                            total = multiply_add(sums[i - kh], taps[kh * KW + kw], value, inside)
+                            sums = put(sums, i - kh, total)
                         if NEED_WEIGHT:
-                            both = inside & (row + (i - k) * dilation_h < result_h)
-                            total = multiply_add(by_taps[k * KW + l], inputs[i - k], value, both)
-                            by_taps = put(by_taps, k * KW + l, total)
+                            both = inside & (row + (i - kh) * dilation_h < result_h)
+                            total = multiply_add(by_taps[kh * KW + kw], inputs[i - kh], value, both)
+                            by_taps = put(by_taps, kh * KW + kw, total)
             if NEED_INPUT and i >= KH - 1:
                 made = row + (i - KH + 1) * dilation_h
                 ok = lane_ok & (made < result_h) & channel_ok

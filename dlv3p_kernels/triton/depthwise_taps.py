@@ -1,8 +1,9 @@
-"""Depthwise convolution of any size, stride and direction: one lane is one pixel, taps are looped over.
+"""Depthwise convolution of any size, stride and direction: a lane is a pixel, taps are looped over.
 
-Forward and input gradient are both sums of weight times source pixel. Along an axis, tap k of result
-pixel p lies at (p * up + offset + k * step) / down, where that is a whole number inside the source:
-up = stride, step = dilation, down = 1 forward; up = 1, step = -dilation, down = stride backward.
+Forward and input gradient are both sums of weight times source pixel. Along an axis, tap k of
+result pixel p lies at (p * up + offset + k * step) / down, where that is a whole number inside the
+source: up = stride, step = dilation, down = 1 forward; up = 1, step = -dilation, down = stride
+backward.
 
 The weight gradient has its lanes on the pixels of the output: the output's gradient is read once
 for a group of taps.
@@ -56,11 +57,11 @@ def tap_axis(at, up, offset, step, k, DOWN: tl.constexpr, size):
 
 @triton.jit
 def add_tap(
-    total, from_, weight, y, y_ok, column, up_w, offset_w, step_w, l, DOWN_W: tl.constexpr,
+    total, from_, weight, y, y_ok, column, up_w, offset_w, step_w, kw, DOWN_W: tl.constexpr,
     width, channels, channel, channel_ok, before, ACTIVATION: tl.constexpr, NHWC: tl.constexpr,
 ):  # fmt: skip
     """The sum with one more tap; `weight` points at the tap of channel 0."""
-    x, x_ok = tap_axis(column, up_w, offset_w, step_w, l, DOWN_W, width)
+    x, x_ok = tap_axis(column, up_w, offset_w, step_w, kw, DOWN_W, width)
     inside = y_ok & x_ok
     at = from_ + pixel_offset(y, x, width, channels, NHWC)
     value = load_activated(at, inside & channel_ok, before, ACTIVATION)
@@ -92,14 +93,14 @@ def depthwise_taps_kernel(
         lane_ok = image < batch
         from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
         total = zero_tile(LANES, CHANNELS, NHWC)
-        for k in range(KH):
-            y, y_ok = tap_axis(row, up_h, offset_h, step_h, k, DOWN_H, source_h)
+        for kh in range(KH):
+            y, y_ok = tap_axis(row, up_h, offset_h, step_h, kh, DOWN_H, source_h)
             y_ok = y_ok & lane_ok
-            of_row = weight + k * KW * channels
-            for l in tl.static_range(KW):
+            of_row = weight + kh * KW * channels
+            for kw in tl.static_range(KW):
                 total = add_tap(
-                    total, from_, of_row + l * channels, y, y_ok, column,
-                    up_w, offset_w, step_w, l, DOWN_W, source_w, channels, channel, channel_ok,
+                    total, from_, of_row + kw * channels, y, y_ok, column,
+                    up_w, offset_w, step_w, kw, DOWN_W, source_w, channels, channel, channel_ok,
                     () if BACKWARD else before, 0 if BACKWARD else IN_ACTIVATION, NHWC,
                 )  # fmt: skip
         there = map_offset(image, channel, result_h, result_w, channels, NHWC)
@@ -147,9 +148,9 @@ def depthwise_taps_wgrad_kernel(
         by = tl.load(at, mask=lane_ok & channel_ok, other=0.0).to(tl.float32)
         from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
         for t in tl.static_range(TAPS):
-            k, l = (first + t) // KW, (first + t) % KW
-            y, y_ok = tap_axis(row, up_h, offset_h, step_h, k, 1, source_h)
-            x, x_ok = tap_axis(column, up_w, offset_w, step_w, l, 1, source_w)
+            kh, kw = (first + t) // KW, (first + t) % KW
+            y, y_ok = tap_axis(row, up_h, offset_h, step_h, kh, 1, source_h)
+            x, x_ok = tap_axis(column, up_w, offset_w, step_w, kw, 1, source_w)
             inside = lane_ok & y_ok & x_ok
             at = from_ + pixel_offset(y, x, source_w, channels, NHWC)
             value = load_activated(at, inside & channel_ok, before, IN_ACTIVATION)

@@ -21,9 +21,14 @@ _INTERPRETED = backends.triton_interpreted()
 # A few waves of programs on the largest GPUs. Interpreted, every program costs milliseconds.
 _PROGRAMS = 2 if _INTERPRETED else 2048
 _INTERPRETED_TILE = 1 << 15
+_INTERPRETED_CHANNELS = 256
 # Blocks of lanes per program; few values, as each is compiled anew.
 _BLOCKS = (16, 4)
 _LINE_BYTES = 128
+# Elements of a tile per thread: forward 16 bytes of halves; backward, with the sums of both
+# gradients, what fits in the registers.
+FORWARD_PER_THREAD = 8
+BACKWARD_PER_THREAD = 4
 _NCHW_CHANNELS = 4
 _INT32_ELEMENTS = 1 << 31
 MOMENT_ROWS = MOMENTS.value
@@ -105,9 +110,10 @@ def _block(
 ) -> tuple[int, int]:
     """Lanes and channels of a block."""
     block_lanes, block_channels = tile_shape(nhwc, element_size, per_thread)
-    block_channels = min(block_channels, triton.next_power_of_2(channels))
     if _INTERPRETED:
+        block_channels = _INTERPRETED_CHANNELS
         block_lanes = _INTERPRETED_TILE // block_channels
+    block_channels = min(block_channels, triton.next_power_of_2(channels))
     return min(block_lanes, triton.next_power_of_2(lanes)), block_channels
 
 
@@ -151,7 +157,7 @@ def workspace(like: Tensor, programs: int, rows: int, channels: int) -> Tensor:
 
 
 def merged_moments(partials: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance from the (programs, MOMENT_ROWS, channels) that the kernels wrote."""
+    """Mean and biased variance from the (programs, MOMENT_ROWS, channels) of the kernels."""
     parts, _, channels = partials.shape
     mean, var = partials.new_empty(2, channels).unbind()
     merge_moments_kernel[(triton.cdiv(channels, _PART_CHANNELS),)](

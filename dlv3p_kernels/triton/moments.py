@@ -1,8 +1,8 @@
 """Mean and variance of every channel while a tensor is made or read, in two kernels.
 
 Each lane sums differences to its own first value, so that a mean far larger than the standard
-deviation cancels nothing. Lanes, and then programs, are merged by Chan's formula in its form for many
-parts: with the common mean known, M2 = sum of (M2_i + n_i * (mean_i - mean)^2).
+deviation cancels nothing. Lanes, and then programs, are merged by Chan's formula in its form for
+many parts: with the common mean known, M2 = sum of (M2_i + n_i * (mean_i - mean)^2).
 
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American
 Statistician 37, 1983, formulas 1.5 and 2.1.
@@ -83,6 +83,7 @@ def merge_moments_kernel(
         n, part_mean = _load_means(row, ok, channels, level)
         count += sum_lanes(n, True)
         total += sum_lanes(n * part_mean, True)
+    count = tl.maximum(count, 1.0)
     common = total / count
     squares = tl.zeros([1, CHANNELS], tl.float32)
     for chunk in range(CHUNKS):

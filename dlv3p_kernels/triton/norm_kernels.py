@@ -102,8 +102,8 @@ def batch_norm_stats_kernel(
 
 @triton.jit(do_not_specialize=["channels", "unbias", "momentum", "eps"])
 def batch_norm_finalise_kernel(
-    mean, var, running_mean, running_var, invstd, new_mean, new_var, channels, unbias, momentum, eps,
-    CHANNELS: tl.constexpr,
+    mean, var, running_mean, running_var, invstd, new_mean, new_var,
+    channels, unbias, momentum, eps, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Inverse standard deviation; running statistics, which take `var * unbias`."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)

@@ -1,0 +1,112 @@
+"""What the budget of the kernels compiles: the specialisations that nets of this field use most.
+
+See `tools/gpu_code/triton_kernels.py` for the form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import launch, moments, norm_kernels
+from .depthwise_lines import depthwise_lines_bwd_kernel, depthwise_lines_fwd_kernel
+from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
+
+Spec = tuple[str, Any, dict[str, str], dict[str, Any], int, int]
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_VECTORS = {"in_scale", "in_shift", "out_scale", "out_shift", "mean", "invstd", "partials", "var",
+            "sum_grad", "sum_grad_normalised"}  # fmt: skip
+_NORM_VECTORS = {*_VECTORS, "weight", "bias"}
+_MAPS = {"source", "weight", "bias", "input", "result", "grad", "residual", "by_input",
+         "by_residual"}  # fmt: skip
+_NHWC, _NCHW = True, False
+_RELU = 1
+
+
+def _spec(
+    name: str,
+    function: Any,
+    dtype: str,
+    constants: dict[str, Any],
+    absent: tuple[str, ...] = (),
+    vectors: set[str] = _VECTORS,
+) -> Spec:
+    """Names of arguments tell their types; `absent` ones are None."""
+    signature = {}
+    for argument in function.arg_names:
+        if argument in vectors:
+            signature[argument] = "*fp32"
+        elif argument in _MAPS:
+            signature[argument] = f"*{dtype}"
+        elif not argument.isupper():
+            signature[argument] = "i32"
+    given = {**constants, **dict.fromkeys(absent)}
+    return f"triton_{name}_{dtype}", function, signature, given, launch.WARPS, 1
+
+
+def _tile(dtype: str, nhwc: bool, per_thread: int = launch.FORWARD_PER_THREAD) -> dict[str, Any]:
+    lanes, channels = launch.tile_shape(nhwc, _BYTES[dtype], per_thread)
+    return {
+        "UNIT": 8 if nhwc else 1, "NHWC": nhwc, "LANES": lanes, "CHANNELS": channels, "BLOCKS": 4,
+        "WIDE": False,
+    }  # fmt: skip
+
+
+def _depthwise() -> list[Spec]:
+    plain = ("bias", "in_scale", "in_shift", "out_scale", "out_shift", "partials")
+    three = {"KH": 3, "KW": 3, "IN_ACTIVATION": 0}
+    forward = {**three, "OUT_ACTIVATION": 0, "STATISTICS": False}
+    both = {**three, "NEED_INPUT": True, "NEED_WEIGHT": True, "ROWS": 4}
+    fused = {**forward, "IN_ACTIVATION": _RELU, "STATISTICS": True, "ROWS": 4}
+    down = {"DOWN_H": 1, "DOWN_W": 1, "BACKWARD": False}
+    specs = []
+    for dtype, layout, nhwc in (
+        ("bf16", "nhwc", _NHWC), ("fp32", "nhwc", _NHWC), ("bf16", "nchw", _NCHW),
+    ):  # fmt: skip
+        tile, half = _tile(dtype, nhwc), _tile(dtype, nhwc, launch.BACKWARD_PER_THREAD)
+        specs += [
+            _spec(f"depthwise_lines_fwd_{layout}", depthwise_lines_fwd_kernel, dtype,
+                  {**forward, **tile, "ROWS": 4}, plain),
+            _spec(f"depthwise_lines_bwd_{layout}", depthwise_lines_bwd_kernel, dtype,
+                  {**both, **half}, ("in_scale", "in_shift")),
+        ]  # fmt: skip
+    tile, half = _tile("bf16", _NHWC), _tile("bf16", _NHWC, launch.BACKWARD_PER_THREAD)
+    back = {"DOWN_H": 2, "DOWN_W": 2, "BACKWARD": True}
+    specs += [
+        _spec("depthwise_lines_fwd_fused_nhwc", depthwise_lines_fwd_kernel, "bf16",
+              {**fused, **tile}, ("bias", "out_scale", "out_shift")),
+        _spec("depthwise_lines_bwd_fused_nhwc", depthwise_lines_bwd_kernel, "bf16",
+              {**both, **half, "IN_ACTIVATION": _RELU}),
+        _spec("depthwise_taps_fwd_nhwc", depthwise_taps_kernel, "bf16",
+              {**forward, **tile, **down}, (*plain, "input")),
+        _spec("depthwise_taps_bwd_stride2_nhwc", depthwise_taps_kernel, "bf16",
+              {**forward, **tile, **back}, plain),
+        _spec("depthwise_taps_fwd_7x7_nhwc", depthwise_taps_kernel, "bf16",
+              {**forward, **tile, **down, "KH": 7, "KW": 7}, (*plain, "input")),
+        _spec("depthwise_taps_wgrad_nhwc", depthwise_taps_wgrad_kernel, "bf16",
+              {**three, **half, "TAPS": 3}, ("in_scale", "in_shift")),
+    ]  # fmt: skip
+    return specs
+
+
+def _norm() -> list[Spec]:
+    specs = []
+    for layout, nhwc in (("nhwc", _NHWC), ("nchw", _NCHW)):
+        for kind, absent, relu in (
+            ("stats", (), False), ("apply", ("residual",), True),
+            ("bwd_reduce", ("residual",), True), ("bwd_apply", ("residual", "by_residual"), True),
+        ):  # fmt: skip
+            constants = {**_tile("bf16", nhwc), "UNIT": 8}
+            if relu:
+                constants["ACTIVATION"] = _RELU
+            function = getattr(norm_kernels, f"batch_norm_{kind}_kernel")
+            name = f"batch_norm_{kind}_{layout}"
+            specs.append(_spec(name, function, "bf16", constants, absent, _NORM_VECTORS))
+    parts = {"CHUNKS": 4, "PARTS": 256, "CHANNELS": 16}
+    specs += [
+        _spec("merge_moments", moments.merge_moments_kernel, "fp32", parts),
+        _spec("sum_parts", moments.sum_parts_kernel, "fp32", parts),
+    ]
+    return specs
+
+
+COMPILE_SPECS = [*_depthwise(), *_norm()]

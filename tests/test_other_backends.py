@@ -1,0 +1,66 @@
+"""The tests of parity once more, each file in a process of its own, for the back ends that run on
+the CPU only by a detour: Triton's interpreter, and the CUDA kernels in the emulator.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parity_files import PARITY_FILES
+
+TESTS = Path(__file__).resolve().parent
+# A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
+# each time in others of them. `pytest --backend NAME` alone runs everything.
+EVERY = {"triton": 7, "emulated": 7}
+ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
+
+
+def why_not(backend: str) -> str | None:
+    """What the machine lacks for the detour; None where it lacks nothing."""
+    if backend == "triton":
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    return None if shutil.which(os.environ.get("CXX", "g++")) else "there is no C++ compiler"
+
+
+@pytest.mark.parametrize("file", PARITY_FILES)
+@pytest.mark.parametrize("backend", tuple(EVERY))
+def test_parity_of(backend: str, file: str) -> None:
+    if reason := why_not(backend):
+        pytest.skip(reason)
+    arguments = ["--backend", backend, "--every", str(EVERY[backend]), "--tb=short", "-p",
+                 "no:cacheprovider"]  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, str(TESTS / file)],
+        env={**os.environ, **ENVIRONMENT[backend], "DLV3P_REQUIRE_NATIVE": "1"},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert "skipped" not in result.stdout, result.stdout[-500:]
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed and int(passed[1]) > len(PARITY_FILES), result.stdout[-500:]
+
+
+def test_a_missing_back_end_is_a_failure() -> None:
+    """DLV3P_REQUIRE_NATIVE leaves nothing out silently."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "--backend", "cuda", "-x", str(TESTS / PARITY_FILES[0])],
+        env={**os.environ, "DLV3P_REQUIRE_NATIVE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "DLV3P_REQUIRE_NATIVE=1, but cuda is missing" in result.stdout or (
+        "can not serve" in result.stdout
+    )
