@@ -15,6 +15,9 @@ PINS := $(VENV)/pins.txt
 CSRC := $(wildcard csrc/*/*)
 NATIVE_SOURCES := $(wildcard CMakeLists.txt setup.py pyproject.toml) $(CSRC)
 
+# What the tests and the budget are about: every architecture, where an editable install builds one.
+ARCHITECTURES ?= 8.0;8.6;8.9;9.0a;10.0;12.0+PTX
+
 BASE := torch numpy setuptools wheel cmake ninja
 TRAIN := pillow tqdm matplotlib
 
@@ -34,13 +37,14 @@ help:
 	@echo "make wheel      build and check dist/*.whl"
 	@echo "make clean      remove what was built; distclean also removes $(VENV)"
 	@echo "variables       PYTHON=$(PYTHON)  VENV=$(VENV)  DLV3P_CUDA=auto|0|1  MAX_JOBS=n"
+	@echo "                ARCHITECTURES='$(ARCHITECTURES)' of make test and make budget"
 
 demo: $(VENV)/.train $(VENV)/.native
 	$(BIN)/python -m deeplabv3plus.demo --output demo-output
 
 # Tests of the kernels fail, instead of being skipped, where the libraries did not build.
 test: export DLV3P_REQUIRE_NATIVE := 1
-test: $(VENV)/.dev $(VENV)/.native
+test: $(VENV)/.dev $(VENV)/.native-all
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
@@ -53,7 +57,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.native
 	$(BIN)/dlv3p bench --output benchmarks/results $(BENCH_ARGS)
 
-budget: $(VENV)/.dev $(VENV)/.native
+budget: $(VENV)/.dev $(VENV)/.native-all
 	$(BIN)/python tools/kernel_budget.py $(BUDGET_ARGS)
 
 # Installs nothing and makes no environment: what PYTHON is outside of $(VENV) does it all.
@@ -70,7 +74,7 @@ wheel: $(VENV)/.dev
 
 clean:
 	rm -rf build dist dlv3p_kernels/lib demo-output *.egg-info python/*.egg-info
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .benchmarks $(VENV)/.native
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .benchmarks $(VENV)/.native*
 
 distclean: clean
 	rm -rf $(VENV)
@@ -93,3 +97,7 @@ $(VENV)/.dev: $(VENV)/.base
 $(VENV)/.native: $(VENV)/.base $(NATIVE_SOURCES)
 	$(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
+
+$(VENV)/.native-all: $(VENV)/.base $(NATIVE_SOURCES)
+	TORCH_CUDA_ARCH_LIST="$(ARCHITECTURES)" $(PIP) install -q --no-build-isolation --no-deps -e .
+	@touch $@ $(VENV)/.native
