@@ -91,6 +91,8 @@ DEPTHWISE_CASES = (
     # Strides.
     C("s2", 24, (13, 13), padding=1, stride=2, compact=True),
     C("s2-even", 16, (12, 10), padding=1, stride=2, bias=False),
+    C("s2-tall", 8, (70, 9), padding=1, stride=2, n=1),
+    C("s2-same", 32, (12, 11), stride=2, padding=(0, 1, 0, 1), bias=False),
     C("s3", 17, (14, 11), padding=1, stride=3),
     C("s21", 9, (11, 9), padding=1, stride=(2, 1)),
     C("s12", 9, (11, 9), padding=1, stride=(1, 2)),

@@ -169,6 +169,8 @@ Backward backward(const Tensor& grad_output, const Tensor& input, const Tensor& 
                             before.params()};
   if (rows_take(p, input)) {
     launch_rows(stream, p, input);
+  } else if (stride2_take(p, input)) {
+    launch_stride2(stream, p, input);
   } else if (planes_take(p, input)) {
     launch_planes(stream, p, input);
   } else {

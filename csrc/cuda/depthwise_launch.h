@@ -13,6 +13,10 @@ void launch_rows(const Stream& stream, const DepthwiseForward& p, const Tensor& 
 bool rows_take(const DepthwiseBackward& p, const Tensor& input);
 void launch_rows(const Stream& stream, const DepthwiseBackward& p, const Tensor& input);
 
+// Gradients of 3x3 with stride 2, channels_last.
+bool stride2_take(const DepthwiseBackward& p, const Tensor& input);
+void launch_stride2(const Stream& stream, const DepthwiseBackward& p, const Tensor& input);
+
 // Anything; without statistics.
 void launch_any(const Stream& stream, const DepthwiseForward& p, const Tensor& input);
 void launch_any(const Stream& stream, const DepthwiseBackward& p, const Tensor& input);

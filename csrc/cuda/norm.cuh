@@ -64,15 +64,26 @@ struct NormChannels {
   }
 };
 
-// Pack `at` of a map that may be missing: zeros then.
-template <class T, int V>
-__device__ inline Pack<T, V> load_or_zero(const void* map, int64_t at) {
-  if (map) return load_pack<V>(static_cast<const T*>(map) + at);
-  Pack<T, V> zeros;
+// A map that is added to others, if it is there.
+template <class T>
+struct Addend {
+  const void* map;  // or nullptr
+
+  // Nothing is loaded where there is nothing to add.
+  template <int V>
+  __device__ void load(int64_t at, Pack<T, V>& pack) const {
+    if (map) pack = load_pack<V>(static_cast<const T*>(map) + at);
+  }
+
+  template <int V>
+  __device__ void add(const Pack<T, V>& pack, float (&values)[V]) const {
+    if (!map) return;
+    float addends[V];
+    unpack(pack, addends);
 #pragma unroll
-  for (int v = 0; v < V; ++v) zeros.lane[v] = from_float<T>(0.0f);
-  return zeros;
-}
+    for (int v = 0; v < V; ++v) values[v] += addends[v];
+  }
+};
 
 template <class T_, int K>
 struct ApplyWork {
@@ -95,7 +106,10 @@ struct ApplyWork {
 
   template <int V>
   __device__ Loaded<V> load(int64_t at) const {
-    return {load_pack<V>(static_cast<const T*>(p.input) + at), load_or_zero<T, V>(p.residual, at)};
+    Loaded<V> loaded;
+    loaded.input = load_pack<V>(static_cast<const T*>(p.input) + at);
+    residual().load(at, loaded.residual);
+    return loaded;
   }
 
   template <int V, int N>
@@ -106,20 +120,22 @@ struct ApplyWork {
 
   template <int V>
   __device__ void use_one(int64_t at, const Loaded<V>& loaded) {
-    float z[V], residual[V];
+    float z[V];
     unpack(loaded.input, z);
-    unpack(loaded.residual, residual);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const int k = v % K;
-      z[v] = fmaf(z[v] - channels.mean[k], channels.scale[k], channels.bias[k]) + residual[v];
+      z[v] = fmaf(z[v] - channels.mean[k], channels.scale[k], channels.bias[k]);
     }
+    residual().add(loaded.residual, z);
     with_activation(p.activation, [&](auto activation) {
 #pragma unroll
       for (int v = 0; v < V; ++v) z[v] = activate(activation.value, z[v]);
     });
     store_pack(static_cast<T*>(p.output) + at, pack_of<T>(z));
   }
+
+  __device__ Addend<T> residual() const { return {p.residual}; }
 };
 
 template <int V, class Work>

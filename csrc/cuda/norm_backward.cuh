@@ -40,31 +40,41 @@ struct BackwardElements {
 
   template <int V>
   __device__ Loaded<V> load(int64_t at) const {
-    return {load_pack<V>(static_cast<const T*>(p.grad) + at),
-            load_pack<V>(static_cast<const T*>(p.input) + at), load_or_zero<T, V>(p.residual, at)};
+    Loaded<V> loaded;
+    loaded.grad = load_pack<V>(static_cast<const T*>(p.grad) + at);
+    loaded.input = load_pack<V>(static_cast<const T*>(p.input) + at);
+    residual().load(at, loaded.residual);
+    return loaded;
   }
 
   // `grad` before the activation, `centred` = x - mean.
   template <int V>
   __device__ void through_activation(const Loaded<V>& loaded, float (&grad)[V],
                                      float (&centred)[V]) const {
-    float residual[V];
     unpack(loaded.grad, grad);
     unpack(loaded.input, centred);
-    unpack(loaded.residual, residual);
 #pragma unroll
     for (int v = 0; v < V; ++v) centred[v] -= channels.mean[v % K];
     if (p.activation == Activation::kIdentity) return;
+    float z[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int k = v % K;
+      z[v] = fmaf(centred[v], channels.scale[k], channels.bias[k]);
+    }
+    residual().add(loaded.residual, z);
     with_activation(p.activation, [&](auto activation) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const int k = v % K;
-        const float z = fmaf(centred[v], channels.scale[k], channels.bias[k]) + residual[v];
-        grad[v] *= activation_slope(activation.value, z);
-      }
+      for (int v = 0; v < V; ++v) grad[v] *= activation_slope(activation.value, z[v]);
     });
   }
+
+  __device__ Addend<T> residual() const { return {p.residual}; }
 };
+
+// Loads of two or three maps each.
+template <class T>
+constexpr int kBackwardFlight = sizeof(T) == 2 ? 2 : 1;
 
 template <class T_, int K>
 struct BackwardApplyWork {
@@ -72,7 +82,7 @@ struct BackwardApplyWork {
   using Params = NormBackwardApply;
   static constexpr int kChannels = K;
   static constexpr int kMostChannels = 4;
-  static constexpr int kFlight = 2;
+  static constexpr int kFlight = kBackwardFlight<T>;
   template <int V>
   using Loaded = typename BackwardElements<T, K>::template Loaded<V>;
 
@@ -126,7 +136,7 @@ struct BackwardReduceWork {
   using Params = NormBackward;
   static constexpr int kChannels = K;
   static constexpr int kMostChannels = 4;
-  static constexpr int kFlight = sizeof(T) == 2 ? 2 : 1;  // of two or three maps each
+  static constexpr int kFlight = kBackwardFlight<T>;
   template <int V>
   using Loaded = typename BackwardElements<T, K>::template Loaded<V>;
 

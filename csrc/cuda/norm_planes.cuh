@@ -21,6 +21,7 @@ struct PlaneTiling {
 
 constexpr int kPlaneThreads = 256;
 constexpr int kPlaneWarps = kPlaneThreads / kWarpLanes;
+constexpr int kPlaneBackwardBlocks = 2;      // per multiprocessor: room for three maps in registers
 constexpr int kUnitPacks = 16 * kWarpLanes;  // 8 KB, so that a warp amortises its set-up
 
 template <int V, class Work>
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBackwardBlocks)
     norm_backward_planes_kernel(NormBackward p, PlaneTiling t, float* parts) {
   __shared__ float scratch[2 * kPlaneThreads];
   const int64_t channel = blockIdx.x;
