@@ -19,6 +19,8 @@ TESTS = Path(__file__).resolve().parent
 # A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
 # each time in others of them. `pytest --backend NAME` alone runs everything.
 EVERY = {"triton": 7, "emulated": 7}
+# Run whole, beside the files of parity.
+MORE_FILES = {"triton": ("test_triton_kernels.py",), "emulated": ()}
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
 
 
@@ -29,37 +31,37 @@ def why_not(backend: str) -> str | None:
     return None if shutil.which(os.environ.get("CXX", "g++")) else "there is no C++ compiler"
 
 
-@pytest.mark.parametrize("file", PARITY_FILES)
-@pytest.mark.parametrize("backend", tuple(EVERY))
-def test_parity_of(backend: str, file: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    [(backend, file) for backend in EVERY for file in (*PARITY_FILES, *MORE_FILES[backend])],
+)
+def test_kernels_of(backend: str, file: str) -> None:
     if reason := why_not(backend):
         pytest.skip(reason)
-    arguments = ["--backend", backend, "--every", str(EVERY[backend]), "--tb=short", "-p",
-                 "no:cacheprovider"]  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, str(TESTS / file)],
-        env={**os.environ, **ENVIRONMENT[backend], "DLV3P_REQUIRE_NATIVE": "1"},
+    share = ["--every", str(EVERY[backend])] if file in PARITY_FILES else []
+    result = run_tests(file, "--backend", backend, *share, **ENVIRONMENT[backend])
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert "skipped" not in result.stdout, result.stdout[-500:]
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed and int(passed[1]) > 0, result.stdout[-500:]
+
+
+def run_tests(file: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a test file in a new process, where kernels that are missing are a failure."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore",
+         "-o", "addopts=", *arguments, str(TESTS / file)],
+        env={**os.environ, **environment, "DLV3P_REQUIRE_NATIVE": "1"},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
         check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    assert "skipped" not in result.stdout, result.stdout[-500:]
-    passed = re.search(r"(\d+) passed", result.stdout)
-    assert passed and int(passed[1]) > len(PARITY_FILES), result.stdout[-500:]
+    )  # fmt: skip
 
 
 def test_a_missing_back_end_is_a_failure() -> None:
     """DLV3P_REQUIRE_NATIVE leaves nothing out silently."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "--backend", "cuda", "-x", str(TESTS / PARITY_FILES[0])],
-        env={**os.environ, "DLV3P_REQUIRE_NATIVE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=TESTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_tests(PARITY_FILES[0], "--backend", "cuda", "-x", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 1
     assert "DLV3P_REQUIRE_NATIVE=1, but cuda is missing" in result.stdout or (
         "can not serve" in result.stdout

@@ -14,7 +14,9 @@ from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
 Spec = tuple[str, Any, dict[str, str], dict[str, Any], int, int]
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _VECTORS = {"in_scale", "in_shift", "out_scale", "out_shift", "mean", "invstd", "partials", "var",
-            "sum_grad", "sum_grad_normalised"}  # fmt: skip
+            "sum_grad", "sum_grad_normalised", "running_mean", "running_var", "new_mean",
+            "new_var"}  # fmt: skip
+_FLOATS = {"unbias", "momentum", "eps"}
 _NORM_VECTORS = {*_VECTORS, "weight", "bias"}
 _MAPS = {"source", "weight", "bias", "input", "result", "grad", "residual", "by_input",
          "by_residual"}  # fmt: skip
@@ -38,7 +40,7 @@ def _spec(
         elif argument in _MAPS:
             signature[argument] = f"*{dtype}"
         elif not argument.isupper():
-            signature[argument] = "i32"
+            signature[argument] = "fp32" if argument in _FLOATS else "i32"
     given = {**constants, **dict.fromkeys(absent)}
     return f"triton_{name}_{dtype}", function, signature, given, launch.WARPS, 1
 
@@ -103,9 +105,11 @@ def _norm() -> list[Spec]:
             specs.append(_spec(name, function, "bf16", constants, absent, _NORM_VECTORS))
     parts = {"CHUNKS": 4, "PARTS": 256, "CHANNELS": 16}
     specs += [
+        _spec("batch_norm_finalise", norm_kernels.batch_norm_finalise_kernel, "fp32",
+              {"CHANNELS": 128}),
         _spec("merge_moments", moments.merge_moments_kernel, "fp32", parts),
         _spec("sum_parts", moments.sum_parts_kernel, "fp32", parts),
-    ]
+    ]  # fmt: skip
     return specs
 
 
