@@ -211,7 +211,7 @@ def test_new_architectures_are_reported() -> None:
 def test_regenerating_writes_the_file_and_shows_the_difference(tmp_path: Path) -> None:
     other = {"k<8>": {"90a": GOOD}}
     BUDGET.with_entry("nvcc 12.8", other).save(tmp_path / "cuda.json")
-    new: Kernels = {"k<8>": {"90a": replace(GOOD, registers=70, load=32)}, "s": {"90a": GOOD}}
+    new: Kernels = {"k<8>": {"90a": replace(GOOD, registers=70, load=32)}, "s": {"80": GOOD}}
     source = SOURCES["cuda"]._replace(compiler=lambda: "nvcc 13.0", kernels=lambda: new)
     changes, objections = kernel_budget.regenerate(source, tmp_path)
     assert changes == [
@@ -225,6 +225,16 @@ def test_regenerating_writes_the_file_and_shows_the_difference(tmp_path: Path) -
     assert written == Budget(4, (WIDE,), {"nvcc 12.8": other, "nvcc 13.0": new})
     assert difference(written.compilers["nvcc 13.0"], new) == []
     assert kernel_budget.check(source, tmp_path) == objections
+
+
+def test_budget_keeps_its_architectures(tmp_path: Path) -> None:
+    BUDGET.save(tmp_path / "cuda.json")
+    source = SOURCES["cuda"]._replace(
+        compiler=lambda: "nvcc 13.0", kernels=lambda: {"r": {"90a": GOOD}}
+    )
+    refusal = "nothing written: there is no code for 80"
+    assert kernel_budget.regenerate(source, tmp_path) == ([], [refusal])
+    assert Budget.load(tmp_path / "cuda.json") == BUDGET
 
 
 def test_table_groups_the_variants_of_a_kernel() -> None:

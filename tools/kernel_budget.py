@@ -86,12 +86,22 @@ def check(source: Source, folder: Path = FOLDER) -> list[str]:
 
 
 def regenerate(source: Source, folder: Path = FOLDER) -> tuple[list[str], list[str]]:
-    """Write the budget anew; returns the changes, and the rules that are broken."""
+    """Write the budget anew; returns the changes, and the rules that are broken.
+
+    Nothing is written where the kernels are compiled for fewer architectures than before.
+    """
     path = folder / source.file
     budget, compiler, kernels = Budget.load(path), source.compiler(), source.kernels()
-    changes = difference(budget.compilers.get(compiler, {}), kernels)
+    before = budget.compilers.get(compiler, {})
+    if lost := _architectures(before) - _architectures(kernels):
+        return [], [f"nothing written: there is no code for {', '.join(sorted(lost))}"]
+    changes = difference(before, kernels)
     budget.with_entry(compiler, kernels).save(path)
     return changes, list(budget.rule_objections(kernels))
+
+
+def _architectures(kernels: Kernels) -> set[str]:
+    return {arch for rows in kernels.values() for arch in rows}
 
 
 def document_text(folder: Path = FOLDER) -> str:
