@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity_files import PARITY_FILES
 
 TESTS = Path(__file__).resolve().parent
 CAPABILITIES = ("default", "avx2", "avx512")
@@ -44,9 +45,9 @@ def test_compact_cases(capability: str) -> None:
     if torchs != capability:
         pytest.skip(f"this machine has no {capability}")
     assert ours.startswith(capability)
-    file = str(TESTS / "test_depthwise_parity.py")
+    files = [str(TESTS / name) for name in PARITY_FILES]
     options = ("-m", "compact", "-k", "test_kernel", "-p", "no:cacheprovider", "-o", "addopts=")
-    result = run_python(capability, "-m", "pytest", *options, file)
+    result = run_python(capability, "-m", "pytest", *options, *files)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
     assert "skipped" not in result.stdout
 
