@@ -7,12 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import dispatch
 from .._native import status
-from . import depthwise, machine, report
+from . import depthwise, machine, norm, report
+
+# By stem, in the order of the help text.
+_OPS: dict[str, Any] = {"depthwise": depthwise, "norm": norm}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     facts = machine.facts()
     with dispatch.backend(options.backend):
-        recorded = report.record(_run(options), facts)
+        recorded = report.record(_OPS[options.op].OP, _run(options), facts)
     _deliver(recorded, options)
     return int(any(row["failures"] for row in recorded["rows"]))
 
@@ -44,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="dlv3p bench",
         description="Time the ops against stock PyTorch and a copy of the input, in turns.",
     )
-    parser.add_argument("op", nargs="?", choices=("depthwise",), default="depthwise")
+    parser.add_argument("op", nargs="?", choices=tuple(_OPS), default="depthwise")
     parser.add_argument(
-        "--backend", choices=("auto", "cpu"), default="auto", help="cpu: never oneDNN's forward"
+        "--backend", choices=("auto", "cpu"), default="auto", help="cpu: never stock PyTorch"
     )
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     parser.add_argument("--dtype", nargs="+", choices=depthwise.DTYPES, default=None, metavar="D")
@@ -55,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three cases, a second each")
     parser.add_argument("--seconds", type=float, help="time for each direction of a row")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write DIR/cpu/depthwise.*")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write DIR/cpu/OP.*")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print a recorded table")
     return parser
@@ -68,15 +72,16 @@ def _positive(text: str) -> int:
     return number
 
 
-def _run(options: argparse.Namespace) -> list[depthwise.Row]:
+def _run(options: argparse.Namespace) -> list[report.Row]:
+    op = _OPS[options.op]
     seconds = options.seconds or (0.5 if options.quick else 2.0)
     rows = []
-    for case in depthwise.CASES:
+    for case in op.CASES:
         if (options.quick and not case.quick) or (options.case or "") not in str(case):
             continue
         for dtype in options.dtype or ("float32", "bfloat16"):
             for layout in options.layout or depthwise.LAYOUTS:
-                row = depthwise.run(case, dtype, layout, seconds)
+                row = op.run(case, dtype, layout, seconds)
                 print(report.line(report.plain(row)), file=sys.stderr, flush=True)
                 rows.append(row)
     return rows
@@ -88,7 +93,7 @@ def _deliver(recorded: dict[str, object], options: argparse.Namespace) -> None:
         report.write_json(options.json, recorded)
     if options.output:
         folder = options.output / "cpu"
-        report.write_json(folder / "depthwise.json", recorded)
-        (folder / "depthwise.md").write_text(table)
+        report.write_json(folder / f"{options.op}.json", recorded)
+        (folder / f"{options.op}.md").write_text(table)
     if options.markdown:
         print(table, end="")

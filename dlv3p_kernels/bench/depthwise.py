@@ -17,6 +17,7 @@ from . import accuracy
 from .goals import Direction, Goal, Verdict, goal
 from .timing import Spread, interleave, ratios
 
+OP = "depthwise_conv2d"
 BATCH = 2
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

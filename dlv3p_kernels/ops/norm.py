@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks, dispatch, reference
-from . import _norm_operators  # noqa: F401
 from ._common import activation_code, vector_dtype
+from ._norm_operators import IDENTITY
 
 _OP = "batch_norm_act"
 
@@ -65,7 +65,7 @@ def batch_norm_act(
     Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
     """
     code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
-    name = dispatch.choose(_call(x, training, residual))
+    name = dispatch.choose(_call(x, training, code, residual))
     if name == dispatch.REFERENCE:
         return reference.batch_norm_act(
             x, weight, bias, running_mean, running_var, residual, code, training, momentum, eps
@@ -166,8 +166,31 @@ def _check_residual(residual: Tensor, x: Tensor) -> None:
         raise ValueError(f"{_OP}: residual must be on x's device {x.device}, got {residual.device}")
 
 
-def _call(x: Tensor, training: bool, residual: Tensor | None) -> dispatch.Call:
-    return dispatch.Call(_OP, x, _unfit(x, residual), dispatch.no_gpu_record(x))
+def _call(x: Tensor, training: bool, activation: int, residual: Tensor | None) -> dispatch.Call:
+    unfit = _unfit(x, residual)
+    ahead = dispatch.no_gpu_record(x)
+    if x.device.type == "cpu" and not unfit:
+        ahead = _cpu_stock_is_ahead(x, training, activation != IDENTITY or residual is not None)
+    return dispatch.Call(_OP, x, unfit, ahead)
+
+
+# Where the lines cross on the CPU (docs/norm.md): on smaller maps calling our operators takes longer
+# than the work, or stock PyTorch, which has one step to do, is as fast.
+_SMALL = 2**18
+_LARGE = 2**23
+
+
+def _cpu_stock_is_ahead(x: Tensor, training: bool, fused: bool) -> str | None:
+    """Why stock PyTorch is the faster one; compiled code has no sizes to choose by."""
+    if not fused and not training:
+        return "known statistics and nothing to fuse with: stock is as fast"
+    if torch.compiler.is_compiling():
+        return None
+    if x.numel() < _SMALL:
+        return f"{x.numel()} elements are few: calling the kernels would take longer than the work"
+    if not fused and not x.is_contiguous() and x.numel() < _LARGE:
+        return "channels_last of moderate size and nothing to fuse with: stock is as fast"
+    return None
 
 
 def _unfit(x: Tensor, residual: Tensor | None) -> str | None:
@@ -193,8 +216,8 @@ def _explain(
     activation: str = "identity",
     residual: Tensor | None = None,
 ) -> dispatch.Call:
-    _check(x, running_mean, running_var, weight, bias, training, activation, residual)
-    return _call(x, training, residual)
+    code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
+    return _call(x, training, code, residual)
 
 
 dispatch.CALLS[batch_norm_act] = _explain
