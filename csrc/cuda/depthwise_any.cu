@@ -31,10 +31,14 @@ struct AnyGrid {
     const int rows = kAnyThreads / lanes;
     const int64_t wanted = (pixels + rows * kPixelsPerThread - 1) / (rows * kPixelsPerThread);
     const int64_t most = std::clamp<int64_t>(wanted, 1, kMostSlices);
-    block = {lanes, rows, (pixels + most - 1) / most};
+    block = {lanes, rows, (pixels + most - 1) / most, {}};
     slices = (pixels + block.slice_pixels - 1) / block.slice_pixels;
     const int64_t tiles = (channels + lanes * pack - 1) / (lanes * pack);
     grid = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices));
+  }
+
+  AnyBlock over(int64_t height, int64_t width) const {
+    return {block.lanes, block.rows, block.slice_pixels, Pixel::of(block.rows, height, width)};
   }
 };
 
@@ -58,7 +62,8 @@ void launch(const Stream& stream, const DepthwiseForward& p) {
   with_pack<T>(packs_fit, [&](auto pack) {
     constexpr int V = decltype(pack)::value;
     const AnyGrid grid(p.channels, p.batch * p.rows.out * p.columns.out, lanes_of(p.input_map), V);
-    stream.launch(depthwise_any_fwd_kernel<T, V>, grid.grid, dim3(kAnyThreads), 0, p, grid.block);
+    stream.launch(depthwise_any_fwd_kernel<T, V>, grid.grid, dim3(kAnyThreads), 0, p,
+                  grid.over(p.rows.out, p.columns.out));
   });
 }
 
@@ -80,11 +85,11 @@ void launch(const Stream& stream, const DepthwiseBackward& p, const Tensor& inpu
     const AnyParts parts{static_cast<float*>(room.mutable_data_ptr()), width};
     if (p.grad_input) {
       stream.launch(depthwise_any_bwd_input_kernel<T, V>, grid.grid, dim3(kAnyThreads), 0, p,
-                    grid.block, parts);
+                    grid.over(p.rows.in, p.columns.in), parts);
     }
     if (p.grad_weight) {
       stream.launch(depthwise_any_bwd_weight_kernel<T, V>, grid.grid, dim3(kAnyThreads), 0, p,
-                    grid.block, parts);
+                    grid.over(p.rows.out, p.columns.out), parts);
     }
     if (p.grad_weight || p.grad_scale) {
       launch_reduce_sums(stream, input,

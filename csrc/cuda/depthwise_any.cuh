@@ -7,38 +7,78 @@
 
 namespace dlv3p {
 
+// A pixel of a batch of maps, by its number or as a distance.
+struct Pixel {
+  int64_t image;
+  int64_t row;
+  int64_t column;
+
+  __host__ __device__ static Pixel of(int64_t index, int64_t height, int64_t width) {
+    const int64_t rows = index / width;
+    const int64_t images = rows / height;
+    return {images, rows - images * height, index - rows * width};
+  }
+
+  // Divisions would cost more than the convolution.
+  __device__ void advance(const Pixel& by, int64_t height, int64_t width) {
+    column += by.column;
+    row += by.row;
+    image += by.image;
+    if (column >= width) {
+      column -= width;
+      ++row;
+    }
+    if (row >= height) {
+      row -= height;
+      ++image;
+    }
+  }
+
+  __device__ int64_t offset(const DepthwiseMap& map) const {
+    return image * map.stride_n + row * map.stride_h + column * map.stride_w;
+  }
+};
+
 // How the threads of a block stand: `lanes` next to each other along the channels, `rows` of them
 // along the pixels. Where channels are not adjacent in memory, there is one lane.
 struct AnyBlock {
   int lanes;
   int rows;
   int64_t slice_pixels;  // of each of the blocks that share the pixels
+  Pixel step;            // `rows` pixels on
 };
 
 constexpr int kAnyThreads = 256;
 constexpr int kAnyLanes = 32;
 
-// Takes `index` apart: the remainder by `size` comes back, the quotient stays.
-__device__ inline int64_t take(int64_t& index, int64_t size) {
-  const int64_t rest = index % size;
-  index /= size;
-  return rest;
-}
-
-struct Pixel {
-  int64_t image;
-  int64_t row;
-  int64_t column;
-
-  __device__ Pixel(int64_t index, int64_t height, int64_t width) {
-    column = take(index, width);
-    row = take(index, height);
-    image = index;
+// The pixels that one row of a block's threads takes, one after the other.
+class PixelWalk {
+ public:
+  __device__ PixelWalk(const AnyBlock& block, int row, int64_t pixels, int64_t height,
+                       int64_t width)
+      : at_(Pixel::of(blockIdx.y * block.slice_pixels + row, height, width)),
+        by_(block.step),
+        height_(height),
+        width_(width) {
+    const int64_t begin = blockIdx.y * block.slice_pixels;
+    const int64_t end = begin + block.slice_pixels < pixels ? begin + block.slice_pixels : pixels;
+    const int64_t mine = end - begin - row;
+    left_ = mine > 0 ? (mine + block.rows - 1) / block.rows : 0;
   }
 
-  __device__ int64_t offset(const DepthwiseMap& map) const {
-    return image * map.stride_n + row * map.stride_h + column * map.stride_w;
+  __device__ bool more() const { return left_ > 0; }
+  __device__ const Pixel& at() const { return at_; }
+  __device__ void next() {
+    --left_;
+    at_.advance(by_, height_, width_);
   }
+
+ private:
+  Pixel at_;
+  Pixel by_;
+  int64_t height_;
+  int64_t width_;
+  int64_t left_;
 };
 
 template <class T>
@@ -61,10 +101,10 @@ __global__ void __launch_bounds__(kAnyThreads)
   const AffineStage<V> before(p.before, channel);
   const AffineStage<V> behind(p.behind, channel);
   const int64_t pixels = p.batch * p.rows.out * p.columns.out;
-  const int64_t begin = blockIdx.y * block.slice_pixels;
-  const int64_t end = begin + block.slice_pixels < pixels ? begin + block.slice_pixels : pixels;
-  for (int64_t i = begin + static_cast<int>(threadIdx.x) / block.lanes; i < end; i += block.rows) {
-    const Pixel pixel(i, p.rows.out, p.columns.out);
+  for (PixelWalk walk(block, static_cast<int>(threadIdx.x) / block.lanes, pixels, p.rows.out,
+                      p.columns.out);
+       walk.more(); walk.next()) {
+    const Pixel& pixel = walk.at();
     const T* image =
         at<T>(p.input, pixel.image * p.input_map.stride_n + channel * p.input_map.stride_c);
     float sum[V];
@@ -94,9 +134,11 @@ __global__ void __launch_bounds__(kAnyThreads)
 // The output index that input index `i` takes part in through tap `k`; -1 for none.
 __device__ inline int64_t target(const ConvAxis& axis, int64_t i, int64_t k) {
   const int64_t distance = i + axis.before - k * axis.dilation;
-  if (distance < 0 || distance % axis.stride != 0) return -1;
-  const int64_t o = distance / axis.stride;
-  return o < axis.out ? o : -1;
+  if (axis.stride == 1) return distance >= 0 && distance < axis.out ? distance : -1;
+  if (distance < 0 || distance >= axis.out * axis.stride) return -1;
+  const auto steps = static_cast<unsigned>(distance);  // 64-bit divisions are calls
+  const auto stride = static_cast<unsigned>(axis.stride);
+  return steps % stride == 0 ? steps / stride : -1;
 }
 
 // Where the sums of a block go: row `slice` of (slices, width, channels).
@@ -142,10 +184,8 @@ __global__ void __launch_bounds__(kAnyThreads)
   const T* weight = at<T>(p.weight, (works ? channel : 0) * taps);
   float sums[2 * V] = {};  // for the gradients of scale and shift
   const int64_t pixels = works ? p.batch * p.rows.in * p.columns.in : 0;
-  const int64_t begin = blockIdx.y * block.slice_pixels;
-  const int64_t end = begin + block.slice_pixels < pixels ? begin + block.slice_pixels : pixels;
-  for (int64_t i = begin + row; i < end; i += block.rows) {
-    const Pixel pixel(i, p.rows.in, p.columns.in);
+  for (PixelWalk walk(block, row, pixels, p.rows.in, p.columns.in); walk.more(); walk.next()) {
+    const Pixel& pixel = walk.at();
     const T* image =
         at<T>(p.grad, pixel.image * p.grad_map.stride_n + channel * p.grad_map.stride_c);
     float sum[V] = {};
@@ -194,13 +234,11 @@ __global__ void __launch_bounds__(kAnyThreads)
   const bool works = channel < p.channels;
   const AffineStage<V> before(p.before, works ? channel : 0);
   const int64_t pixels = works ? p.batch * p.rows.out * p.columns.out : 0;
-  const int64_t begin = blockIdx.y * block.slice_pixels;
-  const int64_t end = begin + block.slice_pixels < pixels ? begin + block.slice_pixels : pixels;
   const int64_t taps = p.rows.kernel * p.columns.kernel;
   for (int64_t tap = 0; tap < taps; ++tap) {
     float sum[V] = {};
-    for (int64_t i = begin + row; i < end; i += block.rows) {
-      const Pixel pixel(i, p.rows.out, p.columns.out);
+    for (PixelWalk walk(block, row, pixels, p.rows.out, p.columns.out); walk.more(); walk.next()) {
+      const Pixel& pixel = walk.at();
       const int64_t h = p.rows.source(pixel.row, tap / p.columns.kernel);
       const int64_t w = p.columns.source(pixel.column, tap % p.columns.kernel);
       if (h < 0 || h >= p.rows.in || w < 0 || w >= p.columns.in) continue;

@@ -66,14 +66,59 @@ struct alignas(sizeof(T) * V) Pack {
   T lane[V];
 };
 
-template <int V, class T>
-__device__ inline Pack<T, V> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, V>*>(from);
-}
+// What is moved as one for so many bytes.
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
 
 template <int V, class T>
-__device__ inline void store_pack(T* to, const Pack<T, V>& value) {
-  *reinterpret_cast<Pack<T, V>*>(to) = value;
+__device__ inline Pack<T, V> load_pack(const T* from) {
+  using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
+  const Word word = *reinterpret_cast<const Word*>(from);
+  Pack<T, V> pack;
+  memcpy(&pack, &word, sizeof(pack));
+  return pack;
+}
+
+// One store to global memory, which the compiler does not split.
+template <class Word>
+__device__ inline void store_word(Word* to, const Word& word) {
+  *to = word;
+}
+#ifndef DLV3P_EMULATED
+__device__ inline void store_word(uint4* to, const uint4& word) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+               : "memory");
+}
+__device__ inline void store_word(uint2* to, const uint2& word) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
+               "r"(word.y)
+               : "memory");
+}
+#endif
+
+template <int V, class T>
+__device__ inline void store_pack(T* to, const Pack<T, V>& pack) {
+  using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
+  Word word;
+  memcpy(&word, &pack, sizeof(word));
+  store_word(reinterpret_cast<Word*>(to), word);
 }
 
 // The pack at a place in shared memory.
