@@ -46,7 +46,14 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+def _triton_installed() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # blocked in sys.modules
+        return False
+
+
+_TRITON_INSTALLED = _triton_installed()
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 BACKENDS = {
