@@ -70,7 +70,10 @@ class PlanesPlan {
     g_.by_band_groups = Divide::by(g_.band_groups);
     g_.by_row_packs = Divide::by(ceil_div(columns.source - 1, pack) + 1);
     g_.by_row_spread = Divide::by(rows.spread);
-    fits_ = blocks() <= std::numeric_limits<int>::max();
+    // Strips of a block are counted, and divided by the width of the result, in 32 bits.
+    const int64_t strips = int64_t{g_.whole ? g_.phases : 1} * g_.band_groups * columns.result;
+    fits_ = blocks() <= std::numeric_limits<int>::max() &&
+            strips * columns.result <= std::numeric_limits<unsigned>::max();
   }
 
   bool fits() const { return fits_; }

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kPlaneThreads)
   visit_piece<V>(work, t);
   const auto& own = work.moments;
   const float count = plane_block_sum(scratch, own.count);
-  const float mean = plane_block_sum(scratch, own.count * own.mean[0]) / count;
+  // A unit may hold no element, where the packs of its plane end early.
+  const float mean = plane_block_sum(scratch, own.count * own.mean[0]) / fmaxf(count, 1.0f);
   const float deviations = plane_block_sum(
       scratch, deviations_around(mean, {own.count, own.mean[0], own.deviations[0]}));
   if (threadIdx.x > 0) return;
