@@ -118,7 +118,7 @@ def _change_blocks(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         monkeypatch.setattr(launch, "_INTERPRETED_TILE", 128)
         monkeypatch.setattr(launch, "_INTERPRETED_CHANNELS", 8)
-        monkeypatch.setattr(launch, "_PARTS", 2)
+        monkeypatch.setattr(launch, "PARTS", 2)
 
 
 @pytest.mark.parametrize("name", ("c17", "s2"))

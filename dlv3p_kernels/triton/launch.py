@@ -32,8 +32,9 @@ BACKWARD_PER_THREAD = 4
 _NCHW_CHANNELS = 4
 _INT32_ELEMENTS = 1 << 31
 MOMENT_ROWS = MOMENTS.value
-_PARTS = 256
-_PART_CHANNELS = 16
+# Tiles of partial sums that fit in the registers.
+PARTS = 128
+PART_CHANNELS = 16
 # What the default of Triton becomes with 3.10 would make each multiply-add two instructions.
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True}
 
@@ -160,7 +161,7 @@ def merged_moments(partials: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance from the (programs, MOMENT_ROWS, channels) of the kernels."""
     parts, _, channels = partials.shape
     mean, var = partials.new_empty(2, channels).unbind()
-    merge_moments_kernel[(triton.cdiv(channels, _PART_CHANNELS),)](
+    merge_moments_kernel[(triton.cdiv(channels, PART_CHANNELS),)](
         partials, mean, var, parts, channels, **_parts(parts), **OPTIONS
     )
     return mean, var
@@ -172,7 +173,7 @@ def summed(partials: Tensor, first: int, result: Tensor) -> Tensor:
     `result` is (rows wanted, channels), of any strides.
     """
     parts, rows, channels = partials.shape
-    sum_parts_kernel[(triton.cdiv(channels, _PART_CHANNELS), result.size(0))](
+    sum_parts_kernel[(triton.cdiv(channels, PART_CHANNELS), result.size(0))](
         partials, result, first, parts, rows, channels, *result.stride(), **_parts(parts), **OPTIONS
     )
     return result
@@ -180,6 +181,6 @@ def summed(partials: Tensor, first: int, result: Tensor) -> Tensor:
 
 def _parts(parts: int) -> dict[str, int]:
     """Powers of two alone, as each is compiled anew."""
-    block = min(triton.next_power_of_2(parts), _PARTS)
+    block = min(triton.next_power_of_2(parts), PARTS)
     chunks = triton.next_power_of_2(triton.cdiv(parts, block))
-    return {"CHUNKS": chunks, "PARTS": block, "CHANNELS": _PART_CHANNELS}
+    return {"CHUNKS": chunks, "PARTS": block, "CHANNELS": PART_CHANNELS}

@@ -103,7 +103,7 @@ def _norm() -> list[Spec]:
             function = getattr(norm_kernels, f"batch_norm_{kind}_kernel")
             name = f"batch_norm_{kind}_{layout}"
             specs.append(_spec(name, function, "bf16", constants, absent, _NORM_VECTORS))
-    parts = {"CHUNKS": 4, "PARTS": 256, "CHANNELS": 16}
+    parts = {"CHUNKS": 4, "PARTS": launch.PARTS, "CHANNELS": launch.PART_CHANNELS}
     specs += [
         _spec("batch_norm_finalise", norm_kernels.batch_norm_finalise_kernel, "fp32",
               {"CHANNELS": 128}),
