@@ -138,7 +138,7 @@ __device__ inline int64_t target(const ConvAxis& axis, int64_t i, int64_t k) {
   if (distance < 0 || distance >= axis.out * axis.stride) return -1;
   const auto steps = static_cast<unsigned>(distance);  // 64-bit divisions are calls
   const auto stride = static_cast<unsigned>(axis.stride);
-  return steps % stride == 0 ? steps / stride : -1;
+  return steps % stride == 0 ? static_cast<int64_t>(steps / stride) : -1;
 }
 
 // Where the sums of a block go: row `slice` of (slices, width, channels).
