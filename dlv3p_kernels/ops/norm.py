@@ -174,8 +174,8 @@ def _call(x: Tensor, training: bool, activation: int, residual: Tensor | None) -
     return dispatch.Call(_OP, x, unfit, ahead)
 
 
-# Where the lines cross on the CPU (docs/norm.md): on smaller maps calling our operators takes longer
-# than the work, or stock PyTorch, which has one step to do, is as fast.
+# Where the lines cross on the CPU (docs/norm.md): on smaller maps calling our operators takes
+# longer than the work, or stock PyTorch, which has one step to do, is as fast.
 _SMALL = 2**18
 _LARGE = 2**23
 
