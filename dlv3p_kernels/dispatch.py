@@ -127,5 +127,5 @@ def operators(name: str) -> Any:
     return getattr(torch.ops, BACKENDS[name].namespace)
 
 
-# Public op -> the function that turns its arguments into a Call.
+# Public op -> the function that turns its arguments, all of them by name, into a Call.
 CALLS: dict[Callable[..., Any], Callable[..., Call]] = {}

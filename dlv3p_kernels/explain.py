@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,9 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     if op not in dispatch.CALLS:
         known = ", ".join(sorted(f"dk.{name.__name__}" for name in dispatch.CALLS))
         raise TypeError(f"explain: op must be one of {known}, got {op!r}")
-    call = dispatch.CALLS[op](*args, **kwargs)
+    arguments = inspect.signature(op).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    call = dispatch.CALLS[op](**arguments.arguments)
     try:
         chosen = dispatch.choose(call)
     except RuntimeError:

@@ -76,18 +76,26 @@ def depthwise_conv2d(
         return depthwise_fused.depthwise_conv2d_fused(
             x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
         )
-    x, weight, bias = tensors(_OP, x, weight, bias)
-    geometry = Geometry(_OP, x, weight, stride, padding, dilation)
-    call = call_of(x, weight, geometry.padding, geometry.dilation)
+    call, arguments = _prepare(x, weight, bias, stride, padding, dilation)
     name = served_by(call)
     operator: Callable[..., Tensor] = reference.depthwise_conv2d
     if name == ONEDNN:
         # Without gradients the operator would only add its overhead to stock.
-        if wants_gradients(x, weight, bias):
+        if wants_gradients(*arguments[:3]):
             operator = torch.ops.dlv3p.depthwise_conv2d_onednn
     elif name != dispatch.REFERENCE:
         operator = dispatch.operators(name).depthwise_conv2d
-    return operator(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation)
+    return operator(*arguments)
+
+
+def _prepare(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints
+) -> tuple[dispatch.Call, tuple[Any, ...]]:
+    """The call, and its arguments as the operator takes them."""
+    x, weight, bias = tensors(_OP, x, weight, bias)
+    geometry = Geometry(_OP, x, weight, stride, padding, dilation)
+    call = call_of(x, weight, geometry.padding, geometry.dilation)
+    return call, (x, weight, bias, geometry.stride, geometry.padding, geometry.dilation)
 
 
 def call_of(
@@ -110,23 +118,11 @@ def served_by(call: dispatch.Call) -> str:
 
 
 def _explain(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    dilation: Ints = 1,
-    *,
-    prologue: ChannelAffine | None = None,
-    epilogue: ChannelAffine | None = None,
+    prologue: ChannelAffine | None, epilogue: ChannelAffine | None, **arguments: Any
 ) -> dispatch.Call:
     if prologue is not None or epilogue is not None:
-        return depthwise_fused.call_of(
-            x, weight, bias, stride, padding, dilation, prologue=prologue, epilogue=epilogue
-        )
-    x, weight, bias = tensors(_OP, x, weight, bias)
-    geometry = Geometry(_OP, x, weight, stride, padding, dilation)
-    return call_of(x, weight, geometry.padding, geometry.dilation)
+        return depthwise_fused.call_of(prologue=prologue, epilogue=epilogue, **arguments)
+    return _prepare(**arguments)[0]
 
 
 dispatch.CALLS[depthwise_conv2d] = _explain

@@ -125,20 +125,10 @@ def _operator(call: dispatch.Call) -> Any:
 
 
 def call_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Ints = 1,
-    padding: Ints = 0,
-    dilation: Ints = 1,
-    *,
-    prologue: ChannelAffine | None = None,
-    epilogue: ChannelAffine | None = None,
+    prologue: ChannelAffine | None, epilogue: ChannelAffine | None = None, **arguments: Any
 ) -> dispatch.Call:
     """What the choice of a back end depends on."""
-    return _prepare(
-        "depthwise_conv2d", x, weight, bias, stride, padding, dilation, prologue, epilogue
-    )[0]
+    return _prepare("depthwise_conv2d", prologue=prologue, epilogue=epilogue, **arguments)[0]
 
 
 dispatch.CALLS[depthwise_conv2d_with_statistics] = call_of
