@@ -177,10 +177,11 @@ struct RunPack {
     if (is_full(runs)) values = load_pack<V>(from + begin);
   }
 
+  template <bool kMaySpread>
   __device__ void store(float* staged, const PlanesGeometry& g, const PlanesRuns& runs,
                         const T* source) const {
     const int width = g.columns.source;
-    const int spread = g.columns.spread;
+    const int spread = kMaySpread ? g.columns.spread : 1;
     int at = begin > 0 ? begin : 0;
     int row = g.by_source_width(at);
     int column = at - row * width;
@@ -190,7 +191,7 @@ struct RunPack {
       float x[V];
       unpack(values, x);
 #pragma unroll
-      for (int v = 0; v < V; ++v) to[v * spread + (column + v < width ? 0 : gap)] = x[v];
+      for (int v = 0; v < V; ++v) (column + v < width ? to : to + gap)[v * spread] = x[v];
       return;
     }
     const T* from = begin_of(source, runs, run);
@@ -212,7 +213,7 @@ __device__ inline int staged_floats(const PlanesGeometry& g) {
 }
 
 // Brings the block's part of `source` into shared memory, zeros around it.
-template <class T>
+template <bool kMaySpread, class T>
 __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, const T* source,
                              float* staged) {
   constexpr int V = RunPack<T>::V;
@@ -240,7 +241,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
 #pragma unroll
     for (int i = 0; i < kStagePacks; ++i) {
       const int index = round + i * kPlanesThreads + thread;
-      if (index < packs) loaded[i].store(staged, g, runs, source);
+      if (index < packs) loaded[i].template store<kMaySpread>(staged, g, runs, source);
     }
   }
   __syncthreads();
@@ -355,7 +356,7 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K))
   const PlanesGeometry& g = p.geometry;
   const PlanesBlock block(g, K);
   const PlanesThread thread(g, block);
-  stage(g, block, static_cast<const T*>(p.input), reinterpret_cast<float*>(shared));
+  stage<false>(g, block, static_cast<const T*>(p.input), reinterpret_cast<float*>(shared));
   float* staged = thread.staged(g, reinterpret_cast<float*>(shared));
   if (!p.before.is_identity()) apply_before<T>(g, block, thread, p.before, staged);
   if (!thread.active) return;
@@ -435,7 +436,7 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K + 2))
   const PlanesGeometry& g = p.geometry;
   const PlanesBlock block(g, K);
   const PlanesThread thread(g, block);
-  stage(g, block, static_cast<const T*>(p.grad), reinterpret_cast<float*>(shared));
+  stage<true>(g, block, static_cast<const T*>(p.grad), reinterpret_cast<float*>(shared));
   const SharedAddress rows = shared_address(thread.staged(g, reinterpret_cast<float*>(shared)));
   float weight[kTaps];  // the last tap first: the gradient meets them in that order
   float weight_sums[kTaps] = {};
