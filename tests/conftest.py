@@ -28,9 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--backend") == "emulated":
         _add_emulated()
     if config.getoption("--backend") == "triton" and backends.triton_interpreted():
-        from triton_interpreter import make_faster
+        import triton_interpreter
 
-        make_faster()
+        triton_interpreter.prepare()
 
 
 def _add_emulated() -> None:

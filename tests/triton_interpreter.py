@@ -1,4 +1,7 @@
-"""Makes Triton's interpreter several times faster for kernels that are built of many functions.
+"""Makes Triton's interpreter round as GPUs do, and several times faster.
+
+Converting float32 to bfloat16, it cuts bits off, where GPUs (and the compiled kernels) round to the
+nearest; here it rounds too.
 
 It replaces the functions of `triton.language` by its own at every launch, and again at every call
 of a device function; and it computes each integer operation once more in 64 bits, to look for
@@ -11,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 
@@ -29,8 +35,28 @@ class _Scope:
 _patched: set[int] = set()
 
 
-def make_faster() -> None:
-    """For the rest of the process."""
+def prepare() -> None:
+    """Change the interpreter for the rest of the process."""
+    _patch_once_a_launch()
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    _round_to_bfloat16()
+
+
+def _round_to_bfloat16() -> None:
+    convert = interpreter.InterpreterBuilder.cast_impl
+
+    def cast(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or kind.scalar != tl.bfloat16:
+            return convert(self, source, kind)
+        values = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+        bits = values.view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits.reshape(source.data.shape), tl.bfloat16)
+
+    interpreter.InterpreterBuilder.cast_impl = cast
+
+
+def _patch_once_a_launch() -> None:
     patch_language = interpreter._patch_lang
 
     def patch_once(function: Callable[..., Any]) -> _Scope | None:
@@ -43,5 +69,3 @@ def make_faster() -> None:
         return _Scope(scope.restore) if is_launch else None
 
     interpreter._patch_lang = patch_once
-    builder = interpreter.interpreter_builder
-    builder.options = replace(builder.options, sanitize_overflow=False)
