@@ -46,6 +46,12 @@ def test_choice(shape, layout, training, activation, residual, kernels) -> None:
     assert served_by_kernels(x, training, activation, other) == kernels
 
 
+def test_choice_of_contiguous_bfloat16() -> None:
+    """Stock PyTorch is slow for contiguous float32 only."""
+    assert not served_by_kernels(torch.randn(MODERATE).bfloat16(), True, "identity", None)
+    assert served_by_kernels(torch.randn(MODERATE).bfloat16(), True, "silu", None)
+
+
 def test_explained() -> None:
     x, vector = torch.randn(SMALL), torch.ones(16)
     said = str(dk.explain(dk.batch_norm_act, x, vector, vector, activation="relu"))
