@@ -100,24 +100,23 @@ def depthwise_conv2d_fused_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the convolution of `channel_affine(x, ...)` by x, weight, scale and shift."""
-    vector_dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.enable_grad():
-        leaf = x.detach().to(vector_dtype).requires_grad_()
-        scale = None if in_scale is None else in_scale.detach().requires_grad_()
-        shift = None if in_shift is None else in_shift.detach().requires_grad_()
-        z = channel_affine(leaf, scale, shift, in_activation)
+    wide = _wide(x)
+    argument = wide
+    if in_scale is not None and in_shift is not None:
+        argument = wide * _per_channel(in_scale) + _per_channel(in_shift)
+    z = _ACTIVATIONS[in_activation](argument).to(x.dtype)
     grad_z, grad_weight = depthwise_conv2d_backward(
-        grad, z.detach().to(x.dtype), weight, stride, padding, dilation, need_input, need_weight
+        grad, z, weight, stride, padding, dilation, need_input, need_weight
     )
-    empty = x.new_empty(0, dtype=vector_dtype)
+    empty = wide.new_empty(0)
     if not need_input:
         return x.new_empty(0), grad_weight, empty, empty
-    if z is leaf:
-        return grad_z, grad_weight, empty, empty
-    leaves = (leaf,) if scale is None or shift is None else (leaf, scale, shift)
-    grads = torch.autograd.grad(z, leaves, grad_z.to(vector_dtype))
-    vectors = grads[1:] if len(grads) == 3 else (empty, empty)
-    return grads[0].to(x.dtype), grad_weight, *vectors
+    grad_argument = _through_activation(_wide(grad_z), argument, in_activation)
+    if in_scale is None:
+        return grad_argument.to(x.dtype), grad_weight, empty, empty
+    grad_input = (grad_argument * _per_channel(in_scale)).to(x.dtype)
+    sums = ((grad_argument * wide).sum((0, 2, 3)), grad_argument.sum((0, 2, 3)))
+    return grad_input, grad_weight, *sums
 
 
 def channel_affine(

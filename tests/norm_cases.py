@@ -68,6 +68,7 @@ NORM_CASES = (
     C("two-values", 17, (1, 2), n=1),
     C("thin-high", 17, (23, 1), activation="relu"),
     C("thin-wide", 9, (1, 31), n=3, residual=True),
+    C("long-row", 3, (1, 4097), n=3),
     C("33", 16, (33, 33), activation="relu", residual=True),
     C("33-c3", 3, (33, 33), n=3, activation="silu"),
     C("blocks", 5, (130, 129), activation="relu"),

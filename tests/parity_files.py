@@ -1,3 +1,9 @@
 """The test files that hold kernels to the cases, and so are repeated for every back end."""
 
-PARITY_FILES = ("test_depthwise_parity.py", "test_depthwise_fused.py", "test_norm_parity.py")
+PARITY_FILES = (
+    "test_depthwise_parity.py",
+    "test_depthwise_fused.py",
+    "test_depthwise_values.py",
+    "test_norm_parity.py",
+    "test_norm_values.py",
+)

@@ -241,6 +241,25 @@ def test_statistics_survive_a_large_mean(layout: torch.memory_format, device: st
     assert_statistics(mine)
 
 
+@pytest.mark.parametrize("fusion", [f for f in FUSIONS if f.before and not f.behind], ids=str)
+def test_definition_of_the_backward(fusion: Fusion) -> None:
+    """The definition needs no autograd, which is switched off inside an operator."""
+    case = DepthwiseCase("backward", 6, (7, 8), padding=1, bias=False)
+    given = leaves(tensors_of(case, fusion, torch.float64))
+    grad = inputs(case, torch.float64).grad
+    plain = Fusion(fusion.before, fusion.before_affine)
+    expected = differentiate(stock(case, plain, given), given, (grad,))
+    arguments = operator_arguments(case, plain, {n: t.detach() for n, t in given.items()})
+    with torch.inference_mode():
+        x, weight, _, *geometry_and_prologue = arguments[:9]
+        results = reference.depthwise_conv2d_fused_backward(
+            grad, x, weight, *geometry_and_prologue, True, True
+        )
+    found = dict(zip(("x", "weight", "in_scale", "in_shift"), results, strict=True))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
 def test_nan_passes(fusion: Fusion, device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import dlv3p_kernels as dk
+from dlv3p_kernels.backends import BACKENDS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -22,11 +24,22 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=("nchw", "nhwc"))
 compact_cases = pytest.mark.parametrize("case", COMPACT_CASES, ids=lambda case: case.id)
 
 
-def run(case: DepthwiseCase, x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Output, input gradient and weight gradient of the op under test."""
-    arguments = leaves(x, weight, None)
-    output = dk.depthwise_conv2d(*arguments, None, case.stride, case.padding, case.dilation)
-    return (output.detach(), *torch.autograd.grad(output, arguments, grad))
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+@pytest.fixture
+def run(device: str) -> Run:
+    """Output, input gradient and weight gradient of the op under test, back on the CPU."""
+
+    def on_device(
+        case: DepthwiseCase, x: Tensor, weight: Tensor, grad: Tensor
+    ) -> tuple[Tensor, ...]:
+        arguments = leaves(x.to(device), weight.to(device), None)
+        output = dk.depthwise_conv2d(*arguments, None, case.stride, case.padding, case.dilation)
+        grads = torch.autograd.grad(output, arguments, grad.to(device))
+        return tuple(t.detach().cpu() for t in (output, *grads))
+
+    return on_device
 
 
 def kinds(t: Tensor) -> Tensor:
@@ -48,7 +61,7 @@ def kinds(t: Tensor) -> Tensor:
     ids=lambda case: case.id,
 )
 def test_special_value_reaches_what_sees_it(
-    case: DepthwiseCase, value: float, dtype: torch.dtype, layout: torch.memory_format
+    case: DepthwiseCase, value: float, dtype: torch.dtype, layout: torch.memory_format, run: Run
 ) -> None:
     """One special value in the input, then in the output's gradient: same places as in stock."""
     x, weight, _, grad = (None if t is None else t.clone() for t in inputs(case, dtype))
@@ -74,7 +87,7 @@ def test_special_value_reaches_what_sees_it(
 @every_layout
 @every_dtype
 def test_special_values_in_weight_gradient_and_weight(
-    dtype: torch.dtype, layout: torch.memory_format
+    dtype: torch.dtype, layout: torch.memory_format, run: Run
 ) -> None:
     """Without padding every tap sees every value, so no convention about zeros times NaN enters."""
     case = DepthwiseCase("special", 18, (7, 8))
@@ -94,7 +107,7 @@ def test_special_values_in_weight_gradient_and_weight(
 @every_dtype
 @compact_cases
 def test_same_bits_twice_and_for_any_number_of_threads(
-    case: DepthwiseCase, dtype: torch.dtype, one_thread: None
+    case: DepthwiseCase, dtype: torch.dtype, one_thread: None, run: Run
 ) -> None:
     x, weight, _, grad = inputs(case, dtype)
     for layout in LAYOUTS:
@@ -108,7 +121,9 @@ def test_same_bits_twice_and_for_any_number_of_threads(
 
 @pytest.mark.usefixtures("native", "poison")
 @every_layout
-def test_same_bits_on_a_map_of_many_tasks(layout: torch.memory_format, one_thread: None) -> None:
+def test_same_bits_on_a_map_of_many_tasks(
+    layout: torch.memory_format, one_thread: None, run: Run
+) -> None:
     case = DepthwiseCase("many-tasks", 264, (45, 37), padding=6, dilation=6, n=3, bias=False)
     x, weight, _, grad = inputs(case, torch.float32)
     x, grad = (t.contiguous(memory_format=layout) for t in (x, grad))
@@ -122,11 +137,11 @@ def test_same_bits_on_a_map_of_many_tasks(layout: torch.memory_format, one_threa
 
 @pytest.mark.usefixtures("native", "poison")
 @every_dtype
-def test_empty_batch(dtype: torch.dtype) -> None:
+def test_empty_batch(dtype: torch.dtype, device: str) -> None:
     """Empty results, and zeros for the gradients of weight and bias, as in stock PyTorch."""
-    x = torch.empty(0, 8, 7, 6, dtype=dtype, requires_grad=True)
-    weight = torch.ones(8, 1, 3, 3, dtype=dtype, requires_grad=True)
-    bias = torch.ones(8, dtype=dtype, requires_grad=True)
+    x = torch.empty(0, 8, 7, 6, dtype=dtype, device=device, requires_grad=True)
+    weight = torch.ones(8, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
+    bias = torch.ones(8, dtype=dtype, device=device, requires_grad=True)
     outcomes = []
     for output in (
         dk.depthwise_conv2d(x, weight, bias, 2, 1),
@@ -141,13 +156,16 @@ def test_empty_batch(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("native")
 @every_layout
 @every_dtype
-def test_no_stock_convolution_runs(dtype: torch.dtype, layout: torch.memory_format) -> None:
+def test_no_stock_convolution_runs(
+    dtype: torch.dtype, layout: torch.memory_format, backend_name: str, run: Run
+) -> None:
     """The profiler sees our two ops, and none of PyTorch's convolutions under them."""
     case = DepthwiseCase("profiled", 16, (9, 9), padding=2, dilation=2)
     x, weight, _, grad = inputs(case, dtype)
     with profile(activities=[ProfilerActivity.CPU]) as record:
         run(case, x.contiguous(memory_format=layout), weight, grad)
     names = [event.name for event in record.events()]
-    assert names.count("dlv3p::depthwise_conv2d") == 1
-    assert names.count("dlv3p::depthwise_conv2d_backward") == 1
+    namespace = BACKENDS[backend_name].namespace
+    assert names.count(f"{namespace}::depthwise_conv2d") == 1
+    assert names.count(f"{namespace}::depthwise_conv2d_backward") == 1
     assert not [name for name in names if name.startswith("aten::") and "conv" in name]

@@ -297,6 +297,23 @@ struct PlanesStrip {
   }
 };
 
+// Which taps of a column read the source; the others read padding, or the zeros between columns
+// that are spread apart, and are not multiplied: a factor may be infinite.
+template <int K, bool kMaySpread>
+struct SeenColumns {
+  bool taps[K];
+
+  __device__ SeenColumns(const PlanesAxis& axis, int column) {
+    const int spread = kMaySpread ? axis.spread : 1;
+    const int first = column * axis.step - axis.offset;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * axis.dilation;
+      taps[k] = at >= 0 && at < axis.source * spread && (spread == 1 || at % spread == 0);
+    }
+  }
+};
+
 // Calls use(j, taps) for each source row that the strip sees and that exists: the j-th row, a
 // dilation below the one before, with its K taps.
 template <int K, int kRows, bool kMaySpread, class Use>
@@ -376,6 +393,7 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K))
   for (int i = thread.index; i < PlanesStrip::count(g); i += thread.step) {
     const PlanesStrip strip = PlanesStrip::at<A>(g, block, i);
     if (!strip.exists) continue;
+    const SeenColumns<K, false> seen(g.columns, strip.column);
     float sum[kStrip];
 #pragma unroll
     for (int r = 0; r < kStrip; ++r) sum[r] = bias;
@@ -386,7 +404,7 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K))
             if (j < r * A || j >= r * A + K) continue;
 #pragma unroll
             for (int k = 0; k < K; ++k) {
-              sum[r] = fmaf(taps[k], weight[(j - r * A) * K + k], sum[r]);
+              if (seen.taps[k]) sum[r] = fmaf(taps[k], weight[(j - r * A) * K + k], sum[r]);
             }
           }
         });
@@ -455,6 +473,7 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K + 2))
   for (int i = thread.index; i < strips; i += thread.step) {
     const PlanesStrip strip = PlanesStrip::at<1>(g, block, i);
     if (!strip.exists) continue;
+    const SeenColumns<K, true> seen(g.columns, strip.column);
     float x[kStrip], z[kStrip], grad[kStrip] = {};
 #pragma unroll
     for (int r = 0; r < kStrip; ++r) {
@@ -472,9 +491,10 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K + 2))
         g, block, strip, rows, [&](int j, const float (&taps)[K]) {
 #pragma unroll
           for (int r = 0; r < kStrip; ++r) {
-            if (j < r || j >= r + K) continue;
+            if (j < r || j >= r + K || strip.row + r * g.phases >= g.rows.result) continue;
 #pragma unroll
             for (int k = 0; k < K; ++k) {
+              if (!seen.taps[k]) continue;
               const int tap = (j - r) * K + k;
               grad[r] = fmaf(taps[k], weight[tap], grad[r]);
               weight_sums[tap] = fmaf(taps[k], z[r], weight_sums[tap]);

@@ -119,10 +119,12 @@ struct BackwardApplyWork {
   __device__ void use_one(int64_t at, const Loaded<V>& loaded) {
     float grad[V], result[V];
     elements.through_activation(loaded, grad, result);
+    const bool is_training = p.sum_grad != nullptr;  // else the input does not matter, NaN or not
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const int k = v % K;
-      const float inner = fmaf(-per_centred[k], result[v], grad[v] - mean_grad[k]);
+      const float own = grad[v] - mean_grad[k];
+      const float inner = is_training ? fmaf(-per_centred[k], result[v], own) : grad[v];
       result[v] = inner * elements.channels.scale[k];
     }
     store_pack(static_cast<T*>(p.grad_input) + at, pack_of<T>(result));
