@@ -128,13 +128,15 @@ def batch_norm_apply_kernel(
     channels, plane = sizes_of(channels, plane, UNIT, NHWC)
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
-    statistics = load_statistics(mean, invstd, weight, bias, channel, channel_ok)
+    center, factor, scale, shift = load_statistics(mean, invstd, weight, bias, channel, channel_ok)
+    if len(scale) == 1:  # one vector less to hold
+        factor = factor * scale[0]
     for step in range(BLOCKS):
         image, pixel, exists = pixels_of(step, images, plane, chunks, BLOCKS, LANES, NHWC, WIDE)
         there = map_offset(image, channel, 1, plane, channels, NHWC)
         there = there + pixel_offset(0, pixel, plane, channels, NHWC)
         ok = exists & channel_ok
-        _, z = normalised(input, residual, there, ok, statistics)
+        _, z = normalised(input, residual, there, ok, (center, factor, (), shift))
         tl.store(result + there, activate(z, ACTIVATION).to(result.dtype.element_ty), mask=ok)
 
 
