@@ -47,6 +47,17 @@ def test_explaining_runs_nothing(op, native: None) -> None:
     assert not calls.names
 
 
+def test_batch_norm(native: None) -> None:
+    running = (torch.zeros(4), torch.ones(4))
+    with dk.backend("auto"):
+        explanation = dk.explain(dk.batch_norm_act, X, *running, training=True, activation="relu")
+    assert explanation.op == "batch_norm_act"
+    assert explanation.chosen in ("cpu", "reference")
+    assert tuple(v.backend for v in explanation.verdicts) == NAMES
+    with pytest.raises(ValueError, match="activation must be one of"):
+        dk.explain(dk.batch_norm_act, X, *running, activation="tanh")
+
+
 def test_what_no_kernel_serves(native: None) -> None:
     with dk.backend("auto"):
         explanation = dk.explain(dk.depthwise_conv2d, X, torch.randn(8, 1, 3, 3))

@@ -205,21 +205,9 @@ def _unfit(x: Tensor, residual: Tensor | None) -> str | None:
     return None
 
 
-def _explain(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    activation: str = "identity",
-    residual: Tensor | None = None,
-) -> dispatch.Call:
-    code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
-    return _call(x, training, code, residual)
+def _explain(*, momentum: float, eps: float, **arguments: Any) -> dispatch.Call:
+    code = _check(**arguments)
+    return _call(arguments["x"], arguments["training"], code, arguments["residual"])
 
 
 dispatch.CALLS[batch_norm_act] = _explain
