@@ -3,6 +3,7 @@
 PARITY_FILES = (
     "test_depthwise_parity.py",
     "test_depthwise_fused.py",
+    "test_depthwise_storage.py",
     "test_depthwise_values.py",
     "test_norm_parity.py",
     "test_norm_values.py",

@@ -6,7 +6,6 @@ import pytest
 import torch
 from cases import DepthwiseCase, inputs, leaves
 from numerics import assert_parity
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from views import COPIED, NHWC, VIEWS, View, every_second
 
@@ -15,26 +14,6 @@ import dlv3p_kernels as dk
 pytestmark = pytest.mark.usefixtures("native", "poison", "one_thread")
 
 CASE = DepthwiseCase("strided", 20, (9, 11), padding=2, dilation=2, n=2)
-THIN = DepthwiseCase("strided-thin", 12, (7, 1), padding=1, n=2)
-PIXEL = DepthwiseCase("strided-pixel", 12, (1, 1), padding=1, n=3)
-ONE_CHANNEL = DepthwiseCase("strided-one-channel", 1, (8, 9), padding=1, n=3)
-
-
-def results(case: DepthwiseCase, dtype: torch.dtype, view: View) -> tuple[Tensor, ...]:
-    """Output and gradients on views of the input and of the output's gradient."""
-    x, weight, bias, grad = inputs(case, dtype)
-    x, grad = view(x), view(grad)
-    arguments = leaves(x, weight, bias)
-    assert arguments[0].stride() == x.stride()
-    output = dk.depthwise_conv2d(*arguments, case.stride, case.padding, case.dilation)
-    return (output.detach(), *torch.autograd.grad(output, arguments, grad))
-
-
-@pytest.mark.parametrize("case", (CASE, THIN, PIXEL, ONE_CHANNEL), ids=lambda case: case.id)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_strided_input_and_gradient(case: DepthwiseCase, dtype: torch.dtype, view: View) -> None:
-    assert_parity(case, dtype, results(case, dtype, view))
 
 
 @pytest.mark.parametrize("dims", ((0,), (2,), (3,), (0, 1, 2, 3)), ids=str)

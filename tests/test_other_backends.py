@@ -20,7 +20,7 @@ TESTS = Path(__file__).resolve().parent
 # each time in others of them. `pytest --backend NAME` alone runs everything.
 EVERY = {"triton": 5, "emulated": 1}
 # Run whole, beside the files of parity.
-MORE_FILES = {"triton": ("test_triton_kernels.py",), "emulated": ()}
+MORE_FILES = {"triton": ("test_triton_kernels.py",), "emulated": ("test_emulated_kernels.py",)}
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
 
 
