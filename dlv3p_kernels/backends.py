@@ -49,7 +49,7 @@ def triton_interpreted() -> bool:
 def _triton_installed() -> bool:
     try:
         return importlib.util.find_spec("triton") is not None
-    except ValueError:  # blocked in sys.modules
+    except (ImportError, ValueError):  # blocked
         return False
 
 

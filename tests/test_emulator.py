@@ -229,7 +229,7 @@ def test_divergent_barriers(mode: int, message: str) -> None:
 BAD_ACCESS = {
     "dynamic write": (2, "wrote past its dynamic shared memory"),
     "static index": (3, r"selftest_memory.cu:\d+: index 64 out of bounds of 'float \[64\]'"),
-    "misaligned": (4, "platform.cuh:.*: misaligned address for 'const struct Pack', .* 16 bytes"),
+    "misaligned": (4, "platform.cuh:.*: misaligned address for 'const struct uint4', .* 16 bytes"),
     "null": (5, r"selftest_memory.cu:\d+: null pointer to 'const float'"),
     "misaligned copy": (6, "copy_async_16: the address in shared memory is not aligned"),
     "copy outside shared": (7, "copy_async_16: the address is not in the shared memory"),
