@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Status:
     torch: str
     cpu: NativeLibrary
     cuda: NativeLibrary
+    triton: str | None
     cpu_capability: str | None
     build: dict[str, object]
     backend: str
@@ -48,6 +50,7 @@ class Status:
             f"dlv3p_kernels {self.version} on torch {self.torch}, backend {self.backend!r}",
             f"  {self.cpu}",
             f"  {self.cuda}",
+            f"  triton: {self.triton or 'not installed'}",
         ]
         if self.cpu_capability:
             lines.append(f"  CPU kernels use {self.cpu_capability}")
@@ -80,6 +83,13 @@ CPU = _load("cpu", None)
 CUDA = _load("cuda", _why_not_cuda())
 
 
+def _triton_version() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def status() -> Status:
     """What was built and loaded, and why not.
 
@@ -94,6 +104,7 @@ def status() -> Status:
         torch=torch.__version__,
         cpu=CPU,
         cuda=CUDA,
+        triton=_triton_version(),
         cpu_capability=torch.ops.dlv3p.cpu_capability() if CPU.loaded else None,
         build=json.loads(_BUILD_RECORD.read_text()) if _BUILD_RECORD.exists() else {},
         backend=dispatch.current(),

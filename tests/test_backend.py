@@ -123,7 +123,8 @@ def test_status_is_printable_and_json() -> None:
     assert facts["backend"] == "auto"
     assert facts["cpu"]["loaded"] == status.cpu.loaded
     text = str(status)
-    for part in (dk.__version__, torch.__version__, "cpu:", "cuda:", status.cuda.reason):
+    triton = f"triton: {facts['triton'] or 'not installed'}"
+    for part in (dk.__version__, torch.__version__, "cpu:", "cuda:", triton, status.cuda.reason):
         assert part in text
 
 
