@@ -8,6 +8,7 @@ hold to the cases: "cpu" (the default), "cuda", "triton" (on the CPU with TRITON
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -75,14 +76,23 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def native(backend_name: str) -> Iterator[None]:
+def native(backend_name: str, request: pytest.FixtureRequest) -> Iterator[None]:
     """Insist on the kernels under test: a call that they cannot serve raises."""
     if reason := backends.BACKENDS[backend_name].missing():
         if os.environ.get("DLV3P_REQUIRE_NATIVE") == "1":
             pytest.fail(f"DLV3P_REQUIRE_NATIVE=1, but {backend_name} is missing: {reason}")
         pytest.skip(reason)
+    if backend_name == "emulated":
+        _shuffle_threads(request.node.nodeid)
     with dk.backend(backend_name):
         yield
+
+
+def _shuffle_threads(name: str) -> None:
+    """Every test has an order of blocks and threads of its own, the same in every run."""
+    from emulator import build
+
+    build.load().set_seed(zlib.crc32(name.encode()))
 
 
 @pytest.fixture
