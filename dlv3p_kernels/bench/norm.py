@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import dispatch
+from ..explain import explain
 from ..ops import batch_norm_act
 from . import accuracy
 from .depthwise import BATCH, DTYPES, LAYOUTS
@@ -123,10 +123,11 @@ class _Bench:
         self.copy = torch.empty_like(self.x)
 
     def route(self) -> str:
-        call = dispatch.CALLS[batch_norm_act](
-            self.x, *self.running, self.weight, self.bias, True, residual=self.residual
-        )
-        return dispatch.choose(call)
+        explanation = explain(
+            batch_norm_act,
+            self.x, *self.running, self.weight, self.bias, True, residual=self.residual,
+        )  # fmt: skip
+        return str(explanation.chosen)
 
     def _call(self, function: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
         x, weight, bias, *residual = leaves
