@@ -51,7 +51,12 @@ def test_any_storage(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("special", ("nan", "inf", "-inf"))
 def test_special_values_as_in_stock(
-    special: str, activation: str, training: bool, layout: torch.memory_format, device: str
+    special: str,
+    activation: str,
+    training: bool,
+    layout: torch.memory_format,
+    device: str,
+    backend_name: str,
 ) -> None:
     """Where results are finite, NaN or infinite is the same as in stock PyTorch, everywhere."""
     case = NormCase("special", 19, (6, 7), activation=activation, residual=True, training=training)
@@ -67,10 +72,10 @@ def test_special_values_as_in_stock(
         found.append((out, *grads, mean, var))
     if activation == "relu6":  # whether NaN has a gradient differs between stock's own kernels
         found = [(out, mean, var) for out, *_, mean, var in found]
-    for *maps, mean, var in found:  # the mean of infinities is one or NaN, by the formula used
-        mean[~mean.isfinite()] = torch.nan
-        var[~var.isfinite()] = torch.nan
-        assert maps
+    if backend_name != "cpu":  # Welford's update makes NaN of the infinite mean of stock's CPU sums
+        for *_, mean, var in found:
+            mean[~mean.isfinite()] = torch.nan
+            var[~var.isfinite()] = torch.nan
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-3, atol=1e-3)
 
