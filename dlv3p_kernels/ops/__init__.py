@@ -1,5 +1,6 @@
 """The public functions, one file per op family: schema, checks, fake, autograd."""
 
+from . import _separable_operators  # noqa: F401 registers the operators
 from ._common import ChannelAffine
 from .depthwise import depthwise_conv2d
 from .depthwise_fused import depthwise_conv2d_with_statistics

@@ -1,0 +1,239 @@
+"""The operators of the separable convolution in every namespace: schemas, fakes, derivatives.
+
+`separable_conv2d_fused` is the kernel; `separable_conv2d` is what autograd derives. A back end that
+has no kernel of its own for them composes them of its depthwise convolution and a GEMM.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._library import for_each
+from . import _group
+from ._common import empty_in_format_of, vector_dtype
+from ._depthwise import output_size
+from ._norm_operators import values_per_channel
+
+_OP = "separable_conv2d"
+IDENTITY = 0
+_DEPTHWISE = (
+    "Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding, int[] dilation,"
+    " Tensor? in_scale, Tensor? in_shift, int in_activation"
+)
+_SCHEMAS = {
+    "depthwise_conv2d_statistics": f"({_DEPTHWISE}) -> (Tensor mean, Tensor var)",
+    "separable_conv2d_fused": (
+        f"({_DEPTHWISE}, Tensor? mid_scale, Tensor? mid_shift, int mid_activation,"
+        " Tensor pw_weight, Tensor? pw_bias, Tensor? out_scale, Tensor? out_shift,"
+        " int out_activation, Tensor? residual, bool statistics)"
+        " -> (Tensor output, Tensor mean, Tensor var)"
+    ),
+    _OP: (
+        f"({_DEPTHWISE}, Tensor? mid_mean, Tensor? mid_invstd, Tensor? mid_weight,"
+        " Tensor? mid_bias, int mid_activation, bool mid_by_batch, str group,"
+        " Tensor pw_weight, Tensor? pw_bias, bool statistics)"
+        " -> (Tensor output, Tensor mean, Tensor var)"
+    ),
+}
+# Positions among the inputs of `separable_conv2d`.
+_X, _DW_WEIGHT, _DW_BIAS, _IN_SCALE, _IN_SHIFT = 0, 1, 2, 6, 7
+_MID_WEIGHT, _MID_BIAS, _PW_WEIGHT, _PW_BIAS = 11, 12, 16, 17
+
+
+def folded(
+    mean: Tensor | None, invstd: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """A batch norm with known statistics as one scale and one shift; None where it is nothing."""
+    if mean is None or invstd is None:
+        return None, None
+    scale = invstd if weight is None else invstd * weight
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias
+
+
+# --- composition ----------------------------------------------------------------------------------
+
+
+def _statistics(ops: Any, *arguments):  # type: ignore[no-untyped-def]
+    _, mean, var = ops.depthwise_conv2d_fused(*arguments, None, None, IDENTITY, True)
+    return mean, var
+
+
+def _fused(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
+    (*depthwise, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual,
+     statistics) = arguments  # fmt: skip
+    maps, empty, _ = ops.depthwise_conv2d_fused(x, *depthwise, False)
+    output = F.conv2d(maps, pw_weight, pw_bias)
+    mean, var = ops.batch_norm_stats(output) if statistics else (empty, empty.clone())
+    if out_scale is not None or out_activation != IDENTITY or residual is not None:
+        zero = output.new_zeros(output.size(1), dtype=vector_dtype(x))
+        scale = torch.ones_like(zero) if out_scale is None else out_scale
+        norm = (zero, scale, None, out_shift)
+        added = residual if out_activation == IDENTITY else None
+        output = ops.batch_norm_apply(output, *norm, added, out_activation)
+        if residual is not None and added is None:
+            output = output + residual
+    return output, mean, var
+
+
+def _forward(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
+    (*depthwise, mid_mean, mid_invstd, mid_weight, mid_bias, mid_activation, _by_batch, _group_name,
+     pw_weight, pw_bias, statistics) = arguments  # fmt: skip
+    mid = folded(mid_mean, mid_invstd, mid_weight, mid_bias)
+    return ops.separable_conv2d_fused(
+        x, *depthwise, *mid, mid_activation, pw_weight, pw_bias, None, None, IDENTITY, None,
+        statistics,
+    )  # fmt: skip
+
+
+# --- fake tensors ---------------------------------------------------------------------------------
+
+
+def _fake_statistics(x, weight, *_):  # type: ignore[no-untyped-def]
+    vector = x.new_empty(weight.size(0), dtype=vector_dtype(x))
+    return vector, torch.empty_like(vector)
+
+
+def _fake(x, dw_weight, _bias, stride, padding, dilation, pw_weight, statistics):  # type: ignore[no-untyped-def]
+    height, width = output_size(_OP, x, dw_weight, stride, padding, dilation)
+    channels = pw_weight.size(0)
+    vector = x.new_empty(channels if statistics else 0, dtype=vector_dtype(x))
+    output = empty_in_format_of(x, (x.size(0), channels, height, width))
+    return output, vector, torch.empty_like(vector)
+
+
+def _fake_fused(*arguments):  # type: ignore[no-untyped-def]
+    return _fake(*arguments[:6], arguments[12], arguments[-1])
+
+
+def _fake_separable(*arguments):  # type: ignore[no-untyped-def]
+    return _fake(*arguments[:6], arguments[_PW_WEIGHT], arguments[-1])
+
+
+# --- derivatives ----------------------------------------------------------------------------------
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    """Keep the input and vectors: neither the depthwise result nor the output."""
+    (x, dw_weight, dw_bias, *ctx.geometry, in_scale, in_shift, ctx.in_activation,
+     mid_mean, mid_invstd, mid_weight, mid_bias, ctx.mid_activation, ctx.mid_by_batch, ctx.group,
+     pw_weight, _pw_bias, _statistics) = inputs  # fmt: skip
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(
+        x, dw_weight, dw_bias, in_scale, in_shift, mid_mean, mid_invstd, mid_weight, mid_bias,
+        pw_weight,
+    )  # fmt: skip
+
+
+def _backward(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "separable_conv2d: derivatives of derivatives are not implemented by the kernels;"
+            " compute them within dk.backend('reference')"
+        )
+    (x, dw_weight, dw_bias, in_scale, in_shift, *mid, pw_weight) = ctx.saved_tensors
+    prologue = (in_scale, in_shift, ctx.in_activation)
+    need = ctx.needs_input_grad
+    grads: list[Tensor | None] = [None] * len(need)
+    if need[_PW_BIAS]:
+        grads[_PW_BIAS] = grad.sum((0, 2, 3))
+    need_input = need[_X] or need[_IN_SCALE] or need[_IN_SHIFT]
+    need_middle = need_input or any(need[i] for i in (_DW_WEIGHT, _DW_BIAS, _MID_WEIGHT, _MID_BIAS))
+    raw = ops.depthwise_conv2d_fused(
+        x, dw_weight, dw_bias, *ctx.geometry, *prologue, None, None, IDENTITY, False
+    )[0]
+    norm = _Middle(ops, raw, mid, ctx)
+    if need[_PW_WEIGHT]:
+        grads[_PW_WEIGHT] = _pointwise_weight_gradient(grad, norm.output(), pw_weight)
+    if need_middle:
+        grad = F.conv2d(grad, pw_weight.transpose(0, 1))
+        grad, grads[_MID_WEIGHT], grads[_MID_BIAS] = norm.backward(grad)
+    if need[_DW_BIAS]:
+        grads[_DW_BIAS] = grad.sum((0, 2, 3))
+    if need_input or need[_DW_WEIGHT]:
+        grads[_X], grads[_DW_WEIGHT], grads[_IN_SCALE], grads[_IN_SHIFT] = (
+            ops.depthwise_conv2d_fused_backward(
+                grad, x, dw_weight, *ctx.geometry, *prologue, need_input, need[_DW_WEIGHT]
+            )
+        )
+    return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
+
+
+class _Middle:
+    """The norm and the activation between the convolutions, both ways."""
+
+    def __init__(self, ops: Any, raw: Tensor, norm: list[Tensor | None], ctx: Any) -> None:
+        self._ops = ops
+        self._raw = raw
+        self._by_batch = ctx.mid_by_batch
+        self._group = ctx.group
+        self._is_identity = norm[0] is None and ctx.mid_activation == IDENTITY
+        mean, invstd, weight, bias = norm
+        if mean is None:
+            mean = raw.new_zeros(raw.size(1), dtype=vector_dtype(raw))
+            invstd = torch.ones_like(mean)
+        self._arguments = (raw, mean, invstd, weight, bias, None, ctx.mid_activation)
+
+    def output(self) -> Tensor:
+        output: Tensor = self._raw
+        if not self._is_identity:
+            output = self._ops.batch_norm_apply(*self._arguments)
+        return output
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients by the depthwise result, the weight and the bias of the norm."""
+        if self._is_identity:
+            return grad, None, None
+        ops, arguments = self._ops, self._arguments
+        by_bias, by_weight = ops.batch_norm_backward_reduce(grad, *arguments)
+        sums: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self._by_batch:
+            count = values_per_channel(self._raw)
+            sums = _group.means(by_bias, by_weight, count, self._group)
+        grad, _ = ops.batch_norm_backward_apply(grad, *arguments, *sums, 1, False)
+        return grad, by_weight, by_bias
+
+
+def _pointwise_weight_gradient(grad: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
+    by_weight: Tensor = torch.ops.aten.convolution_backward(
+        grad, maps, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1]
+    return by_weight
+
+
+def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
+    raise RuntimeError(f"{name} has no derivative; separable_conv2d has one")
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+_FAKES = {
+    "depthwise_conv2d_statistics": _fake_statistics,
+    "separable_conv2d_fused": _fake_fused,
+    _OP: _fake_separable,
+}
+_COMPOSITIONS = {
+    "depthwise_conv2d_statistics": _statistics,
+    "separable_conv2d_fused": _fused,
+    _OP: _forward,
+}
+
+
+@for_each
+def _register(library: torch.library.Library) -> None:
+    ops = getattr(torch.ops, library.ns)
+    for name, schema in _SCHEMAS.items():
+        library.define(name + schema)
+        qualified = f"{library.ns}::{name}"
+        torch.library.register_fake(qualified, _FAKES[name], lib=library)
+        library.impl(name, partial(_COMPOSITIONS[name], ops), "CompositeExplicitAutograd")
+        backward = partial(_no_derivative, name) if name != _OP else partial(_backward, ops)
+        setup_context = None if name != _OP else _setup_context
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=library
+        )
