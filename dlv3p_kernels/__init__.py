@@ -6,13 +6,16 @@ from ._version import __version__
 from .dispatch import backend
 from .explain import explain
 from .ops import (
+    BatchNorm,
     ChannelAffine,
     batch_norm_act,
     depthwise_conv2d,
     depthwise_conv2d_with_statistics,
+    separable_conv2d,
 )
 
 __all__ = [
+    "BatchNorm",
     "ChannelAffine",
     "__version__",
     "backend",
@@ -22,5 +25,6 @@ __all__ = [
     "explain",
     "nn",
     "reference",
+    "separable_conv2d",
     "status",
 ]

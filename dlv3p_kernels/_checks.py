@@ -37,6 +37,20 @@ def same_kind(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -
         )
 
 
+def channel_vector(
+    op: str, name: str, vector: object, channels: int, x: Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise unless `vector` is (channels,) in one of `dtypes` and on the device of the map `x`."""
+    vector = tensor(op, name, vector, 1)
+    if vector.size(0) != channels:
+        raise ValueError(f"{op}: {name} must have {channels} elements, got {vector.size(0)}")
+    if vector.dtype not in dtypes:
+        wanted = " or ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
+        raise TypeError(f"{op}: {name} must be {wanted} for {x.dtype} maps, got {vector.dtype}")
+    if vector.device != x.device:
+        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {vector.device}")
+
+
 def integers(op: str, name: str, value: Ints, lengths: tuple[int, ...], least: int) -> list[int]:
     """One integer or a sequence of one of the given lengths, each at least `least`."""
     if _is_integer(value):

@@ -2,5 +2,6 @@
 
 from .depthwise import DepthwiseConv2d
 from .norm import BatchNormAct2d
+from .separable import SeparableConv2d
 
-__all__ = ["BatchNormAct2d", "DepthwiseConv2d"]
+__all__ = ["BatchNormAct2d", "DepthwiseConv2d", "SeparableConv2d"]

@@ -76,13 +76,13 @@ class DepthwiseConv2d(nn.Conv2d):
         """Convolve (N, C, H, W) or (C, H, W)."""
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        padding = self._sides()
+        padding = self.sides()
         if self.padding_mode != "zeros":
             input = F.pad(input, padding, self.padding_mode)
             padding = [0, 0, 0, 0]
         return depthwise_conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation)
 
-    def _sides(self) -> list[int]:
+    def sides(self) -> list[int]:
         """Padding as (left, right, top, bottom); users reassign `padding` and `dilation`."""
         if not isinstance(self.padding, str):
             return _checks.padding("DepthwiseConv2d", self.padding)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..ops import batch_norm_act
 from ..reference import ACTIVATIONS
+from ._norm_state import batch_norm_of
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -52,29 +53,19 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise (N, C, H, W), add `residual` of the same shape if given, activate."""
         self._check_input_dim(input)
-        by_batch = self.training or self.running_mean is None
-        update = self.training and self.track_running_stats
+        norm = batch_norm_of(self, self.activation)
         return batch_norm_act(
             input,
-            self.running_mean if update or not by_batch else None,
-            self.running_var if update or not by_batch else None,
-            self.weight,
-            self.bias,
-            by_batch,
-            self._count_batch() if update else 0.0,
-            self.eps,
-            activation=self.activation,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.training,
+            norm.momentum,
+            norm.eps,
+            activation=norm.activation,
             residual=residual,
         )
-
-    def _count_batch(self) -> float:
-        """The weight of this batch in the running statistics."""
-        if self.num_batches_tracked is None:
-            return self.momentum or 0.0
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:
-            return 1.0 / float(self.num_batches_tracked)
-        return self.momentum
 
     def extra_repr(self) -> str:
         """The arguments, as printed."""

@@ -1,14 +1,16 @@
 """The public functions, one file per op family: schema, checks, fake, autograd."""
 
-from . import _separable_operators  # noqa: F401 registers the operators
-from ._common import ChannelAffine
+from ..fusion import BatchNorm, ChannelAffine
 from .depthwise import depthwise_conv2d
 from .depthwise_fused import depthwise_conv2d_with_statistics
 from .norm import batch_norm_act
+from .separable import separable_conv2d
 
 __all__ = [
+    "BatchNorm",
     "ChannelAffine",
     "batch_norm_act",
     "depthwise_conv2d",
     "depthwise_conv2d_with_statistics",
+    "separable_conv2d",
 ]

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from .. import _checks
+from ..fusion import ChannelAffine
 from ..reference import ACTIVATIONS
 
 _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-
-
-class ChannelAffine(NamedTuple):
-    """`activation(x * scale + shift)` with one scale and one shift per channel.
-
-    What batch norm with known statistics and an activation amount to; fused into a convolution in
-    front of it (prologue) or behind it (epilogue).
-
-    Attributes:
-        scale: (C,) float32 (float64 for float64 maps), or None together with `shift`.
-        shift: the same.
-        activation: "identity", "relu", "relu6" or "silu".
-    """
-
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    activation: str = "identity"
 
 
 def activation_code(op: str, name: str, value: str) -> int:
@@ -50,20 +32,8 @@ def channel_affine(
         raise ValueError(f"{op}: {name} must have both scale and shift, or neither")
     for part, vector in (("scale", value.scale), ("shift", value.shift)):
         if vector is not None:
-            channel_vector(op, f"{name}.{part}", vector, channels, x)
+            _checks.channel_vector(op, f"{name}.{part}", vector, channels, x, (vector_dtype(x),))
     return value.scale, value.shift, code
-
-
-def channel_vector(op: str, name: str, vector: Tensor, channels: int, x: Tensor) -> None:
-    """Raise unless `vector` is (channels,) in float32 (float64 for float64 `x`), beside `x`."""
-    _checks.tensor(op, name, vector, 1)
-    if vector.size(0) != channels:
-        raise ValueError(f"{op}: {name} must have {channels} elements, got {vector.size(0)}")
-    dtype = vector_dtype(x)
-    if vector.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype} for {x.dtype} maps, got {vector.dtype}")
-    if vector.device != x.device:
-        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {vector.device}")
 
 
 def vector_dtype(x: Tensor) -> torch.dtype:

@@ -20,40 +20,44 @@ class Geometry:
         self.stride = _checks.integers(op, "stride", stride, (2,), 1)
         self.padding = _checks.padding(op, padding)
         self.dilation = _checks.integers(op, "dilation", dilation, (2,), 1)
-        output_size(op, x, weight, self.stride, self.padding, self.dilation)
+        self.output_size = output_size(op, x, weight, self.stride, self.padding, self.dilation)
 
 
 def tensors(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, prefix: str = ""
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Input, weight and bias checked, and cast to the autocast dtype where autocast is on."""
+    """Input, weight and bias checked, and cast to the autocast dtype where autocast is on.
+
+    `prefix` stands before "weight" and "bias" in the names of the arguments.
+    """
     x = _checks.tensor(op, "x", x, 4)
-    weight = _checks.tensor(op, "weight", weight, 4)
+    weight = _checks.tensor(op, f"{prefix}weight", weight, 4)
     if bias is not None:
-        bias = _checks.tensor(op, "bias", bias, 1)
+        bias = _checks.tensor(op, f"{prefix}bias", bias, 1)
     x, weight, bias = _checks.autocast(x, weight, bias)
-    check_shapes(op, x, weight, bias)
+    _check_shapes(op, x, weight, bias, prefix)
     return x, weight, bias
 
 
-def check_shapes(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_shapes(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, prefix: str) -> None:
     """Raise unless weight and bias fit the input."""
     channels = x.size(1)
-    _checks.same_kind(op, "weight", weight, "x", x)
+    name = f"{prefix}weight"
+    _checks.same_kind(op, name, weight, "x", x)
     if channels == 0:
         raise ValueError(f"{op}: x must have at least one channel, got shape {tuple(x.shape)}")
     if weight.size(1) != 1 or weight.size(0) == 0 or weight.size(0) % channels:
         raise ValueError(
-            f"{op}: weight must be (C * multiplier, 1, kh, kw) with C = {channels} channels of x,"
+            f"{op}: {name} must be (C * multiplier, 1, kh, kw) with C = {channels} channels of x,"
             f" got shape {tuple(weight.shape)}"
         )
     if weight.size(2) == 0 or weight.size(3) == 0:
-        raise ValueError(f"{op}: weight must have a kernel, got shape {tuple(weight.shape)}")
+        raise ValueError(f"{op}: {name} must have a kernel, got shape {tuple(weight.shape)}")
     if bias is not None:
-        _checks.same_kind(op, "bias", bias, "x", x)
+        _checks.same_kind(op, f"{prefix}bias", bias, "x", x)
         if bias.size(0) != weight.size(0):
             raise ValueError(
-                f"{op}: bias must have {weight.size(0)} elements, one per output channel,"
+                f"{op}: {prefix}bias must have {weight.size(0)} elements, one per output channel,"
                 f" got {bias.size(0)}"
             )
 

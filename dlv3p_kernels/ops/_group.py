@@ -5,10 +5,22 @@ A group is known by its name, "" being this process alone, as operators take str
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from ..fusion import BatchNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 ALONE = ""
+
+
+def name_of(group: ProcessGroup | None) -> str:
+    """The name of a group, as the operators take it."""
+    return ALONE if group is None or group.size() == 1 else group.group_name
 
 
 def _all_reduce(values: Tensor, group: str) -> Tensor:
@@ -29,6 +41,21 @@ def merged(mean: Tensor, var: Tensor, count: int, group: str) -> tuple[Tensor, T
     common = first[:-1] / total
     squares = _all_reduce(mine * (var + (mean - common).square()), group)
     return common, squares / total, total
+
+
+def finalise(
+    mean: Tensor, var: Tensor, count: Tensor, norm: BatchNorm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the operator `batch_norm_finalise`, with a count that is known on the device alone."""
+    invstd = torch.rsqrt(var + norm.eps)
+    if norm.running_mean is None or norm.running_var is None:
+        return invstd, mean.new_empty(0), mean.new_empty(0)
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    return (
+        invstd,
+        torch.lerp(norm.running_mean.to(mean.dtype), mean, norm.momentum),
+        torch.lerp(norm.running_var.to(var.dtype), unbiased, norm.momentum),
+    )
 
 
 def means(by_bias: Tensor, by_weight: Tensor, count: int, group: str) -> tuple[Tensor, Tensor]:

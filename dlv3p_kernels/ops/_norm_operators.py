@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import LIBRARY, for_each
+from . import _group
 from ._common import empty_in_format_of, vector_dtype
 
 IDENTITY = 0
@@ -29,6 +30,8 @@ _SCHEMAS = {
         " float momentum, float eps) -> (Tensor invstd, Tensor running_mean, Tensor running_var)"
     ),
     "batch_norm_apply": f"({_ARGUMENTS}) -> Tensor",
+    # The same, where mean and invstd are those of the batch and are derived through.
+    "batch_norm_normalise": f"({_ARGUMENTS}, str group) -> Tensor",
     "batch_norm_backward_reduce": (
         f"(Tensor grad_output, {_ARGUMENTS}) -> (Tensor sum_grad, Tensor sum_grad_normalised)"
     ),
@@ -58,6 +61,15 @@ def _batch_norm_act(ops: Any, x, weight, bias, running_mean, running_var, *rest)
     output = ops.batch_norm_apply(x, mean, invstd, weight, bias, residual, activation)
     return output, mean, invstd, new_mean, new_var
 
+
+def _batch_norm_normalise(ops: Any, *arguments):  # type: ignore[no-untyped-def]
+    return ops.batch_norm_apply(*arguments[:-1])
+
+
+_COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    "batch_norm_act": _batch_norm_act,
+    "batch_norm_normalise": _batch_norm_normalise,
+}
 
 # --- fake tensors ---------------------------------------------------------------------------------
 
@@ -101,6 +113,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "batch_norm_stats": _fake_stats,
     "batch_norm_finalise": _fake_finalise,
     "batch_norm_apply": _fake_apply,
+    "batch_norm_normalise": _fake_apply,
     "batch_norm_backward_reduce": _fake_backward_reduce,
     "batch_norm_backward_apply": _fake_backward_apply,
     "batch_norm_act": _fake_batch_norm_act,
@@ -136,7 +149,7 @@ def _backward_act(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped
 
         grads = _by_reference(definition, grad, x, affine, wanted)
     else:
-        grads = _gradients(ops, grad, saved, ctx.activation, wanted, True)
+        grads = _gradients(ops, grad, saved, ctx.activation, wanted, _group.ALONE)
     return grads[0], grads[1], grads[2], None, None, grads[3], None, None, None
 
 
@@ -162,12 +175,32 @@ def _backward_apply(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
 
         grads = _by_reference(definition, grad, x, affine, wanted)
     else:
-        grads = _gradients(ops, grad, saved, ctx.activation, wanted, False)
+        grads = _gradients(ops, grad, saved, ctx.activation, wanted, None)
     return grads[0], None, None, *grads[1:], None
 
 
-def _gradients(ops: Any, grad, saved, activation: int, wanted, training: bool):  # type: ignore[no-untyped-def]
-    """Gradients by input, weight, bias and residual, None where not wanted."""
+def _setup_context_normalise(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *inputs, ctx.group = inputs
+    _setup_context_apply(ctx, inputs, output)
+
+
+def _backward_normalise(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "batch_norm_normalise has no second derivative; dk.backend('reference') has"
+        )
+    need = ctx.needs_input_grad
+    wanted = (need[0], *need[3:6])
+    grads = _gradients(ops, grad, ctx.saved_tensors, ctx.activation, wanted, ctx.group)
+    return grads[0], None, None, *grads[1:], None, None
+
+
+def _gradients(ops: Any, grad, saved, activation: int, wanted, batch_of: str | None):  # type: ignore[no-untyped-def]
+    """Gradients by input, weight, bias and residual, None where not wanted.
+
+    `batch_of` names the processes whose batch the statistics are of, None where they are fixed.
+    """
+    training = batch_of is not None
     x = saved[0]
     need_input, need_weight, need_bias, need_residual = wanted
     arguments = (grad, *saved, activation)
@@ -176,9 +209,14 @@ def _gradients(ops: Any, grad, saved, activation: int, wanted, training: bool): 
         by_bias, by_weight = ops.batch_norm_backward_reduce(*arguments)
     through_activation = need_residual and activation != IDENTITY
     if need_input or through_activation:
-        sums = (by_bias, by_weight) if training else (None, None)
+        sums: tuple[Any, Any] = (by_bias, by_weight)
+        count = values_per_channel(x)
+        if batch_of:
+            sums, count = _group.means(*sums, count, batch_of), 1
+        elif not training:
+            sums = (None, None)
         by_input, by_residual = ops.batch_norm_backward_apply(
-            *arguments, *sums, values_per_channel(x), through_activation
+            *arguments, *sums, count, through_activation
         )
     if need_residual and not through_activation:
         by_residual = grad
@@ -213,10 +251,12 @@ def _register(library: torch.library.Library) -> None:
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)
         torch.library.register_fake(f"{library.ns}::{name}", _FAKES[name], lib=library)
-    library.impl("batch_norm_act", partial(_batch_norm_act, ops), "CompositeExplicitAutograd")
+    for name, composition in _COMPOSITIONS.items():
+        library.impl(name, partial(composition, ops), "CompositeExplicitAutograd")
     derivatives = {
         "batch_norm_act": (partial(_backward_act, ops), _setup_context_act),
         "batch_norm_apply": (partial(_backward_apply, ops), _setup_context_apply),
+        "batch_norm_normalise": (partial(_backward_normalise, ops), _setup_context_normalise),
     }
     for name in _SCHEMAS:
         backward, setup_context = derivatives.get(name, (partial(_no_derivative, name), None))
@@ -227,5 +267,5 @@ def _register(library: torch.library.Library) -> None:
 
 # Compiled kernels register under CPU and CUDA and win; every other device runs the definition.
 for _name in _SCHEMAS:
-    if _name != "batch_norm_act":
+    if _name not in _COMPOSITIONS:
         LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")

@@ -17,10 +17,10 @@ from .._library import for_each
 from . import _group
 from ._common import empty_in_format_of, vector_dtype
 from ._depthwise import output_size
-from ._norm_operators import values_per_channel
+from ._epilogue import Stage
+from ._norm_operators import IDENTITY, values_per_channel
 
-_OP = "separable_conv2d"
-IDENTITY = 0
+OP = "separable_conv2d"
 _DEPTHWISE = (
     "Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding, int[] dilation,"
     " Tensor? in_scale, Tensor? in_shift, int in_activation"
@@ -33,7 +33,7 @@ _SCHEMAS = {
         " int out_activation, Tensor? residual, bool statistics)"
         " -> (Tensor output, Tensor mean, Tensor var)"
     ),
-    _OP: (
+    OP: (
         f"({_DEPTHWISE}, Tensor? mid_mean, Tensor? mid_invstd, Tensor? mid_weight,"
         " Tensor? mid_bias, int mid_activation, bool mid_by_batch, str group,"
         " Tensor pw_weight, Tensor? pw_bias, bool statistics)"
@@ -43,17 +43,6 @@ _SCHEMAS = {
 # Positions among the inputs of `separable_conv2d`.
 _X, _DW_WEIGHT, _DW_BIAS, _IN_SCALE, _IN_SHIFT = 0, 1, 2, 6, 7
 _MID_WEIGHT, _MID_BIAS, _PW_WEIGHT, _PW_BIAS = 11, 12, 16, 17
-
-
-def folded(
-    mean: Tensor | None, invstd: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """A batch norm with known statistics as one scale and one shift; None where it is nothing."""
-    if mean is None or invstd is None:
-        return None, None
-    scale = invstd if weight is None else invstd * weight
-    shift = -mean * scale
-    return scale, shift if bias is None else shift + bias
 
 
 # --- composition ----------------------------------------------------------------------------------
@@ -84,7 +73,7 @@ def _fused(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
 def _forward(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
     (*depthwise, mid_mean, mid_invstd, mid_weight, mid_bias, mid_activation, _by_batch, _group_name,
      pw_weight, pw_bias, statistics) = arguments  # fmt: skip
-    mid = folded(mid_mean, mid_invstd, mid_weight, mid_bias)
+    mid = Stage(mid_mean, mid_invstd, mid_weight, mid_bias).folded
     return ops.separable_conv2d_fused(
         x, *depthwise, *mid, mid_activation, pw_weight, pw_bias, None, None, IDENTITY, None,
         statistics,
@@ -100,7 +89,7 @@ def _fake_statistics(x, weight, *_):  # type: ignore[no-untyped-def]
 
 
 def _fake(x, dw_weight, _bias, stride, padding, dilation, pw_weight, statistics):  # type: ignore[no-untyped-def]
-    height, width = output_size(_OP, x, dw_weight, stride, padding, dilation)
+    height, width = output_size(OP, x, dw_weight, stride, padding, dilation)
     channels = pw_weight.size(0)
     vector = x.new_empty(channels if statistics else 0, dtype=vector_dtype(x))
     output = empty_in_format_of(x, (x.size(0), channels, height, width))
@@ -215,12 +204,12 @@ def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
 _FAKES = {
     "depthwise_conv2d_statistics": _fake_statistics,
     "separable_conv2d_fused": _fake_fused,
-    _OP: _fake_separable,
+    OP: _fake_separable,
 }
 _COMPOSITIONS = {
     "depthwise_conv2d_statistics": _statistics,
     "separable_conv2d_fused": _fused,
-    _OP: _forward,
+    OP: _forward,
 }
 
 
@@ -232,8 +221,8 @@ def _register(library: torch.library.Library) -> None:
         qualified = f"{library.ns}::{name}"
         torch.library.register_fake(qualified, _FAKES[name], lib=library)
         library.impl(name, partial(_COMPOSITIONS[name], ops), "CompositeExplicitAutograd")
-        backward = partial(_no_derivative, name) if name != _OP else partial(_backward, ops)
-        setup_context = None if name != _OP else _setup_context
+        backward = partial(_no_derivative, name) if name != OP else partial(_backward, ops)
+        setup_context = None if name != OP else _setup_context
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=library
         )

@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import dispatch, reference
 from .._checks import Ints
 from .._library import LIBRARY, for_each
+from ..fusion import ChannelAffine
 from . import depthwise_fused
-from ._common import ChannelAffine, empty_in_format_of, wants_gradients
+from ._common import empty_in_format_of, wants_gradients
 from ._depthwise import Geometry, onednn_is_ahead, output_size, tensors, unfit
 
 _OP = "depthwise_conv2d"

@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import dispatch, reference
 from .._checks import Ints
 from .._library import LIBRARY, for_each
-from ._common import ChannelAffine, channel_affine, empty_in_format_of, vector_dtype
+from ..fusion import ChannelAffine
+from ._common import channel_affine, empty_in_format_of, vector_dtype
 from ._depthwise import Geometry, output_size, tensors, unfit
 from ._depthwise_fused_autograd import backward, setup_context
 

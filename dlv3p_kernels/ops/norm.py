@@ -132,7 +132,7 @@ def _check(
     }  # fmt: skip
     for name, vector in vectors.items():
         if vector is not None:
-            _check_vector(name, vector, x)
+            _checks.channel_vector(_OP, name, vector, x.size(1), x, (x.dtype, vector_dtype(x)))
     if residual is not None:
         _check_residual(residual, x)
     if training and x.numel() == x.size(1):
@@ -141,19 +141,6 @@ def _check(
             f" {torch.Size(x.shape)}"
         )
     return activation_code(_OP, "activation", activation)
-
-
-def _check_vector(name: str, vector: Tensor, x: Tensor) -> None:
-    _checks.tensor(_OP, name, vector, 1)
-    if vector.size(0) != x.size(1):
-        raise ValueError(
-            f"{_OP}: {name} must have {x.size(1)} elements, one per channel of x,"
-            f" got {vector.size(0)}"
-        )
-    if vector.dtype not in (x.dtype, vector_dtype(x)):
-        raise TypeError(f"{_OP}: {name} must be {x.dtype} or {vector_dtype(x)}, got {vector.dtype}")
-    if vector.device != x.device:
-        raise ValueError(f"{_OP}: {name} must be on x's device {x.device}, got {vector.device}")
 
 
 def _check_residual(residual: Tensor, x: Tensor) -> None:

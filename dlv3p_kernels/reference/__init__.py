@@ -19,7 +19,7 @@ from .norm import (
     batch_norm_finalise,
     batch_norm_stats,
 )
-from .separable import depthwise_conv2d_statistics, separable_conv2d_fused
+from .separable import depthwise_conv2d_statistics, separable_conv2d, separable_conv2d_fused
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,5 +35,6 @@ __all__ = [
     "depthwise_conv2d_fused",
     "depthwise_conv2d_fused_backward",
     "depthwise_conv2d_statistics",
+    "separable_conv2d",
     "separable_conv2d_fused",
 ]

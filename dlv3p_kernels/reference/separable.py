@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import channel_affine
-from .depthwise import depthwise_conv2d_fused
+from ..fusion import BatchNorm, ChannelAffine, Epilogue
+from ._common import ACTIVATIONS, channel_affine, per_channel
+from .depthwise import depthwise_conv2d, depthwise_conv2d_fused
 from .norm import batch_norm_stats
 
 
@@ -62,3 +64,55 @@ def separable_conv2d_fused(
     mean, var = batch_norm_stats(raw) if statistics else (empty, empty.clone())
     output = channel_affine(raw, out_scale, out_shift, out_activation)
     return output if residual is None else output + residual, mean, var
+
+
+def separable_conv2d(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    prologue: ChannelAffine | None,
+    dw_epilogue: Epilogue | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    pw_epilogue: Epilogue | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """The whole of stock layers; updates the running statistics in place."""
+    x = _behind(x, prologue)
+    x = _behind(depthwise_conv2d(x, dw_weight, dw_bias, stride, padding, dilation), dw_epilogue)
+    x = _behind(F.conv2d(x, pw_weight, pw_bias), pw_epilogue)
+    return x if residual is None else x + residual
+
+
+def _behind(x: Tensor, epilogue: Epilogue | None) -> Tensor:
+    if epilogue is None:
+        return x
+    activate = ACTIVATIONS[epilogue.activation]
+    if isinstance(epilogue, ChannelAffine):
+        if epilogue.scale is None or epilogue.shift is None:
+            return activate(x)
+        z = x * per_channel(epilogue.scale) + per_channel(epilogue.shift)
+        return activate(z).to(x.dtype)
+    if epilogue.group is not None and epilogue.training:
+        return activate(_sync_batch_norm(x, epilogue))
+    e = epilogue
+    z = F.batch_norm(
+        x, e.running_mean, e.running_var, e.weight, e.bias, e.training, e.momentum, e.eps
+    )
+    return activate(z)
+
+
+def _sync_batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
+    """`nn.SyncBatchNorm` on the parameters and buffers of `norm`."""
+    layer = torch.nn.SyncBatchNorm(
+        x.size(1), norm.eps, norm.momentum, norm.weight is not None,
+        norm.running_mean is not None, norm.group, device=x.device,
+    )  # fmt: skip
+    given = {"weight": norm.weight, "bias": norm.bias}
+    kept = {"running_mean": norm.running_mean, "running_var": norm.running_var}
+    tensors = {name: t for name, t in (given | kept).items() if t is not None}
+    output: Tensor = torch.func.functional_call(layer, tensors, (x,))
+    return output
