@@ -45,7 +45,9 @@ def count_batch(layer: BatchNormLayer) -> float:
 
 
 def _group_of(layer: BatchNormLayer) -> torch.distributed.ProcessGroup | None:
-    synchronised = isinstance(layer, nn.SyncBatchNorm) and layer.training
-    if not synchronised or not torch.distributed.is_initialized():
+    if not isinstance(layer, nn.SyncBatchNorm) or not layer.training:
         return None
-    return layer.process_group or torch.distributed.group.WORLD
+    if not torch.distributed.is_initialized():
+        return None
+    group: torch.distributed.ProcessGroup | None = layer.process_group
+    return torch.distributed.group.WORLD if group is None else group
