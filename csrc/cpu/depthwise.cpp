@@ -24,11 +24,8 @@ Tensor depthwise_conv2d_cpu(const Tensor& input, const Tensor& weight,
   const Tensor filters = torch::stable::contiguous(weight);
   Gather g = gather_of(source, filters, axes);
   g.destination = map_of(output);
-  std::optional<Tensor> shifts;
-  if (bias) {
-    shifts = torch::stable::contiguous(*bias);
-    g.bias = shifts->const_data_ptr();
-  }
+  const Contiguous shifts(bias);
+  g.bias = shifts.data();
   const Element element = element_of(input);
   const GatherPlanner planner = plan(g, element, Direction::kForward, axes);
   run(g, element);

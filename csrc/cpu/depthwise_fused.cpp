@@ -1,13 +1,12 @@
 // Depthwise convolution on CPU with what stands before and behind it: the gather of gather.h reads
 // through the prologue, and does the epilogue or gathers the statistics before results are written.
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../common/activation_code.h"
 #include "../common/tensor.h"
+#include "channel_affine.h"
 #include "gather.h"
 #include "gather_launch.h"
 #include "gather_plan.h"
@@ -15,61 +14,6 @@
 
 namespace dlv3p {
 namespace {
-
-// A Pointwise and the memory of its vectors.
-class ChannelAffine {
- public:
-  ChannelAffine(const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
-                int64_t activation, const Tensor& input)
-      : element_(element_of(input)), channels_(input.size(1)) {
-    STD_TORCH_CHECK(scale.has_value() == shift.has_value(),
-                    "depthwise_conv2d_fused: both scale and shift, or neither");
-    STD_TORCH_CHECK(0 <= activation && activation <= static_cast<int64_t>(Activation::kSilu),
-                    "depthwise_conv2d_fused: unknown activation ", activation);
-    pointwise_.activation = static_cast<Activation>(activation);
-    if (!scale && pointwise_.activation == Activation::kIdentity) return;
-    pointwise_.scale = padded(scale, 1, scale_);
-    pointwise_.shift = padded(shift, 0, shift_);
-  }
-  ChannelAffine(const ChannelAffine&) = delete;  // pointwise() points into it
-  ChannelAffine& operator=(const ChannelAffine&) = delete;
-
-  const Pointwise& pointwise() const { return pointwise_; }
-  bool is_identity() const { return !pointwise_.scale; }
-
- private:
-  // Whole vectors are read, so there must be some memory behind the last channel.
-  static constexpr int64_t kPadding = 64;
-
-  const void* padded(const std::optional<Tensor>& vector, int value, std::vector<char>& memory) {
-    memory.resize(channels_ * sum_bytes(element_) + kPadding);
-    if (vector) {
-      STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels_ &&
-                          vector->scalar_type() == sum_type(element_),
-                      "depthwise_conv2d_fused: scale and shift must be one element per channel, "
-                      "float32, or float64 for float64");
-      std::memcpy(memory.data(), torch::stable::contiguous(*vector).const_data_ptr(),
-                  channels_ * sum_bytes(element_));
-    } else if (element_ == Element::kFloat64) {
-      fill<double>(memory, value);
-    } else {
-      fill<float>(memory, value);
-    }
-    return memory.data();
-  }
-
-  template <class A>
-  void fill(std::vector<char>& memory, A value) const {
-    A* values = reinterpret_cast<A*>(memory.data());
-    for (int64_t c = 0; c < channels_; ++c) values[c] = value;
-  }
-
-  const Element element_;
-  const int64_t channels_;
-  std::vector<char> scale_;
-  std::vector<char> shift_;
-  Pointwise pointwise_ = {};
-};
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_fused_cpu(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -101,11 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_fused_cpu(
   g.destination = map_of(output);
   g.on_source = prologue.pointwise();
   g.on_result = epilogue.pointwise();
-  std::optional<Tensor> shifts;
-  if (bias) {
-    shifts = torch::stable::contiguous(*bias);
-    g.bias = shifts->const_data_ptr();
-  }
+  const Contiguous shifts(bias);
+  g.bias = shifts.data();
   const GatherPlanner planner = plan(g, element, Direction::kForward, axes);
   std::vector<double> moments;
   if (statistics) {
@@ -116,6 +57,32 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_fused_cpu(
   if (!statistics) return {output, vector(), vector()};
   const MeanAndVariance merged = merge_moments(g, element);
   return {output, merged.mean, merged.variance};
+}
+
+// The same without a destination: the result is measured and forgotten.
+std::tuple<Tensor, Tensor> depthwise_conv2d_statistics_cpu(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+    const Ints& stride, const Ints& padding, const Ints& dilation,
+    const std::optional<Tensor>& in_scale, const std::optional<Tensor>& in_shift,
+    int64_t in_activation) {
+  STD_TORCH_CHECK(input.numel() > 0, "depthwise_conv2d_statistics: the input is empty");
+  const Axes axes = axes_of(input, weight, stride, padding, dilation);
+  check_bias(bias, input);
+  const ChannelAffine prologue(in_scale, in_shift, in_activation, input);
+  const Element element = element_of(input);
+  const Tensor source = walkable_form_of(input);
+  const Tensor filters = torch::stable::contiguous(weight);
+  Gather g = gather_of(source, filters, axes);
+  g.destination.width = axes.columns.out;
+  g.on_source = prologue.pointwise();
+  const Contiguous shifts(bias);
+  g.bias = shifts.data();
+  const GatherPlanner planner = plan(g, element, Direction::kForward, axes);
+  std::vector<double> moments(g.groups * 2 * g.channels);
+  g.moments = moments.data();
+  run(g, element);
+  const MeanAndVariance merged = merge_moments(g, element);
+  return {merged.mean, merged.variance};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_fused_backward_cpu(
@@ -169,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> depthwise_conv2d_fused_backward_cpu(
 
 STABLE_TORCH_LIBRARY_IMPL(dlv3p, CPU, m) {
   m.impl("depthwise_conv2d_fused", TORCH_BOX(&depthwise_conv2d_fused_cpu));
+  m.impl("depthwise_conv2d_statistics", TORCH_BOX(&depthwise_conv2d_statistics_cpu));
   m.impl("depthwise_conv2d_fused_backward", TORCH_BOX(&depthwise_conv2d_fused_backward_cpu));
 }
 

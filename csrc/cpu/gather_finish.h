@@ -137,7 +137,7 @@ DLV3P_INLINE Vec<A> rounded(Vec<A> v) {
   return load(stored);
 }
 
-template <class S, class A, class D>
+template <class S, bool kWrite, class A, class D>
 void measure_line(const Line<A, D>& line, Moments<A>& moments) {
   if (moments.fresh + moments.merged == 0) {
     Vec<A> sum = {};
@@ -151,7 +151,7 @@ void measure_line(const Line<A, D>& line, Moments<A>& moments) {
   Vec<A> squares[kChains] = {};
   const auto take = [&](int64_t i, int chain) {
     const Vec<A> v = line.result(i);
-    line.write(i, v);
+    if constexpr (kWrite) line.write(i, v);
     const Vec<A> difference = rounded<S, A>(v) - pivot;
     sum[chain] += difference;
     squares[chain] += difference * difference;
@@ -200,8 +200,10 @@ __attribute__((noinline)) void gather_lines(GatherRun<A, A>& run, int64_t pixels
     run.out = memory;
     run.gather(count);
     const Line<A, D> line{memory, count, out, out_pitch, lanes};
-    if (finish.moments) {
-      measure_line<S>(line, *finish.moments);
+    if (finish.moments && !out) {
+      measure_line<S, false>(line, *finish.moments);
+    } else if (finish.moments) {
+      measure_line<S, true>(line, *finish.moments);
     } else if (x_to_z) {
       with_activation(finish.activation, [&](auto k) {
         backpropagate_line<k.value>(line, x_to_z, finish.x_pitch, finish.affine,

@@ -116,7 +116,7 @@ class Task {
       const ColumnRun& run = runs.runs[r];
       const int64_t count = list_taps(row, run);
       for (int64_t v = 0; v < vectors_; ++v) {
-        if (g_.destination.data) gather(destination, run, v, count);
+        if (g_.destination.data || g_.moments) gather(destination, run, v, count);
         if (g_.weight_gradients) correlate(run, v, count);
       }
     }
@@ -165,7 +165,10 @@ class Task {
         run_to(out, pitch, lanes).gather(run.count);
       }
     };
-    if (row.channels_adjacent) {
+    if (!g_.destination.data) {
+      GatherRun<A, A> to_line = run_to(line_, L, L);
+      gather_lines<S>(to_line, run.count, static_cast<S*>(nullptr), 0, 0, finish_of(run, v));
+    } else if (row.channels_adjacent) {
       go(row.data + channel_of(v), row.stride_w, min_of(L, channels_));
     } else {
       go(destination_ + v * row.width * L, L, L);

@@ -1,8 +1,6 @@
 #include "gather_launch.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "../common/conv_geometry.h"
 #include "capability.h"
@@ -56,35 +54,6 @@ RowOrder choose_order(Gather& g, Element element, const ConvAxis& rows, int64_t 
   const bool plain = rows.dilation > 1 && any_by_columns(g) && is_short && fits;
   g.held_rows = plain ? std::max(source_height, g.kernel_height) : g.kernel_height;
   return plain ? RowOrder::kPlain : RowOrder::kShareSource;
-}
-
-class Scratch {
- public:
-  void* at_least(int64_t bytes) {
-    if (bytes > size_) {
-      memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
-      size_ = bytes;
-    }
-    return memory_.get();
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<char, Free> memory_;
-  int64_t size_ = 0;
-};
-
-void run_tasks(const Gather& g, Element element) {
-  const GatherCode& code = gather_code();
-  const int kind = static_cast<int>(element);
-  const int64_t scratch_bytes = code.scratch_bytes[kind](g);
-  for_each_task((g.channels + g.block - 1) / g.block * g.groups, [&](int64_t task) {
-    thread_local Scratch scratch;
-    code.run_task[kind](g, task, scratch.at_least(scratch_bytes));
-  });
 }
 
 // Splits the map so that there are about kWantedTasks tasks.
@@ -195,12 +164,25 @@ GatherPlanner plan(Gather& g, Element element, Direction direction, const Axes& 
   return planner;
 }
 
-void run(Gather& g, Element element) {
-  Scratch packed;
-  g.packed_weight = packed.at_least((g.kernel_height * g.kernel_width + 1) * g.padded_channels *
-                                    sum_bytes(element));
+PackedWeight::PackedWeight(Gather& g, Element element) {
+  const int64_t rows = g.kernel_height * g.kernel_width + 1;
+  g.packed_weight = memory_.at_least(rows * g.padded_channels * sum_bytes(element));
   gather_code().pack_weight[static_cast<int>(element)](g);
-  run_tasks(g, element);
+}
+
+void run(Gather& g, Element element) {
+  const PackedWeight packed(g, element);
+  run_packed(g, element);
+}
+
+void run_packed(const Gather& g, Element element) {
+  const GatherCode& code = gather_code();
+  const int kind = static_cast<int>(element);
+  const int64_t scratch_bytes = code.scratch_bytes[kind](g);
+  for_each_task((g.channels + g.block - 1) / g.block * g.groups, [&](int64_t task) {
+    thread_local Scratch scratch;
+    code.run_task[kind](g, task, scratch.at_least(scratch_bytes));
+  });
 }
 
 }  // namespace dlv3p

@@ -13,6 +13,7 @@
 #include "../common/tensor.h"
 #include "gather.h"
 #include "gather_plan.h"
+#include "scratch.h"
 
 namespace dlv3p {
 
@@ -38,6 +39,18 @@ Tensor walkable_form_of(const Tensor& t);
 Map map_of(const Tensor& t);
 Tensor new_map(const Tensor& like, int64_t height, int64_t width);
 
+// What an optional tensor holds, without gaps.
+class Contiguous {
+ public:
+  explicit Contiguous(const std::optional<Tensor>& t) {
+    if (t) held_ = torch::stable::contiguous(*t);
+  }
+  const void* data() const { return held_ ? held_->const_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> held_;
+};
+
 // `source` walkable, `weight` contiguous; both must outlive the gather.
 Gather gather_of(const Tensor& source, const Tensor& weight, const Axes& axes);
 
@@ -45,6 +58,17 @@ Gather gather_of(const Tensor& source, const Tensor& weight, const Axes& axes);
 // into the result.
 GatherPlanner plan(Gather& g, Element element, Direction direction, const Axes& axes);
 
+// The weights as the loop takes them; g.packed_weight points into the object, which a copy of the
+// gather may share.
+class PackedWeight {
+ public:
+  PackedWeight(Gather& g, Element element);
+
+ private:
+  Scratch memory_;
+};
+
 void run(Gather& g, Element element);
+void run_packed(const Gather& g, Element element);
 
 }  // namespace dlv3p

@@ -1,196 +1,21 @@
-// Batch norm on CPU: from tensors to the blocks of norm.h, sums over the blocks, and registration.
+// Batch norm on CPU: from tensors to the blocks of norm.h, and registration.
 #include "norm.h"
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../common/activation_code.h"
 #include "../common/tensor.h"
 #include "capability.h"
+#include "channel_affine.h"
 #include "gather_launch.h"
-#include "parallel.h"
+#include "norm_cut.h"
+#include "norm_sums.h"
 
 namespace dlv3p {
 namespace {
-
-// Elements per task: a few microseconds of work, that a core's caches hold.
-constexpr int64_t kTaskElements = 32 * 1024;
-// Rows per block, between what makes the cost of merging small and what keeps rounding errors of
-// the sums small, which grow with the root of the number of rows.
-constexpr int64_t kLeastBlockRows = 128;
-constexpr int64_t kMostBlockRows = 1024;
-// Narrow rows are summed up several at a time.
-constexpr int64_t kMostBlockElements = 16 * 1024;
-
-// How a map is cut into blocks. It depends on the sizes alone, and therefore so do the results.
-class Cut {
- public:
-  explicit Cut(const Tensor& map)
-      : element_(element_of(map)),
-        channels_(map.size(1)),
-        by_pixel_(format_of(map) == MemoryFormat::ChannelsLast || map.size(2) * map.size(3) == 1),
-        planes_(by_pixel_ ? 1 : map.size(0) * channels_),
-        rows_(map.size(2) * map.size(3) * (by_pixel_ ? map.size(0) : 1)),
-        width_(by_pixel_ ? channels_ : 1) {
-    const int64_t most =
-        std::max(kMostBlockRows, kMostBlockElements / std::max<int64_t>(1, width_));
-    block_rows_ =
-        std::clamp(2 * kTaskElements / std::max<int64_t>(1, width_), kLeastBlockRows, most);
-    blocks_ = (rows_ + block_rows_ - 1) / block_rows_;
-  }
-
-  Element element() const { return element_; }
-  int64_t channels() const { return channels_; }
-  int64_t values_per_channel() const {
-    return by_pixel_ ? rows_ : planes_ / std::max<int64_t>(1, channels_) * rows_;
-  }
-
-  // Each channel is summed up in as many pieces.
-  int64_t pieces() const {
-    return by_pixel_ ? blocks_ : planes_ / std::max<int64_t>(1, channels_) * blocks_;
-  }
-  int64_t rows_of(int64_t piece) const {
-    const int64_t first = piece % blocks_ * block_rows_;
-    return std::min(block_rows_, rows_ - first);
-  }
-
-  // Calls run(block) for every block, `whole` being the map: its pointers are those of the first
-  // element, channel and piece. Blocks have `most_channels` at most.
-  template <class Run>
-  void for_each_block(const NormBlock& whole, int64_t most_channels, const Run& run) const {
-    const int64_t panels = (width_ + most_channels - 1) / most_channels;
-    const int64_t count = planes_ * blocks_ * panels;
-    const int64_t elements = std::max<int64_t>(1, std::min(block_rows_, rows_) * width_ / panels);
-    const int64_t per_task = std::max<int64_t>(1, kTaskElements / elements);
-    for_each_task((count + per_task - 1) / per_task, [&](int64_t task) {
-      const int64_t end = std::min(count, (task + 1) * per_task);
-      for (int64_t i = task * per_task; i < end; ++i) {
-        run(block_at(whole, i / panels, i % panels, panels));
-      }
-    });
-  }
-
- private:
-  NormBlock block_at(const NormBlock& whole, int64_t index, int64_t panel, int64_t panels) const {
-    const auto panel_begin = [&](int64_t p) {
-      return p == panels ? width_ : p * width_ / panels / kNormLeastPanel * kNormLeastPanel;
-    };
-    const int64_t plane = index / blocks_;
-    const int64_t first_row = index % blocks_ * block_rows_;
-    const int64_t column = panel_begin(panel);
-    const int64_t channel = by_pixel_ ? column : plane % channels_;
-    const int64_t piece = by_pixel_ ? index : plane / channels_ * blocks_ + index % blocks_;
-    const int64_t element = (plane * rows_ + first_row) * width_ + column;
-
-    NormBlock block = whole;
-    block.rows = std::min(block_rows_, rows_ - first_row);
-    block.channels = panel_begin(panel + 1) - column;
-    block.pitch = width_;
-    const bool half = element_ == Element::kBFloat16 || element_ == Element::kFloat16;
-    const int64_t value_bytes = sum_bytes(element_);
-    for (auto* map : {&block.input, &block.grad_output, &block.residual}) {
-      advance(*map, element * (half ? 2 : value_bytes));
-    }
-    for (auto* map : {&block.output, &block.grad_residual}) {
-      advance(*map, element * (half ? 2 : value_bytes));
-    }
-    for (auto* vector :
-         {&block.mean, &block.scale, &block.shift, &block.mean_grad, &block.mean_product}) {
-      advance(*vector, channel * value_bytes);
-    }
-    for (auto* sums : {&block.pivots, &block.first_sums, &block.second_sums}) {
-      if (*sums) *sums += piece * channels_ + channel;
-    }
-    return block;
-  }
-
-  static void advance(const void*& p, int64_t bytes) {
-    if (p) p = static_cast<const char*>(p) + bytes;
-  }
-  static void advance(void*& p, int64_t bytes) {
-    if (p) p = static_cast<char*>(p) + bytes;
-  }
-
-  const Element element_;
-  const int64_t channels_;
-  const bool by_pixel_;   // a row is a pixel; otherwise an element of a plane of one channel
-  const int64_t planes_;  // the whole map is one where rows are pixels
-  const int64_t rows_;    // per plane
-  const int64_t width_;   // elements per row
-  int64_t block_rows_;
-  int64_t blocks_;  // per plane
-};
-
-constexpr int64_t kAnyWidth = std::numeric_limits<int64_t>::max() / 2;
-
-// Sums of every piece and channel, as the kernels write them.
-struct Pieces {
-  explicit Pieces(const Cut& cut)
-      : first(cut.pieces() * cut.channels()), second(cut.pieces() * cut.channels()) {}
-  std::vector<double> first;
-  std::vector<double> second;
-  std::vector<double> pivots;  // of statistics only
-};
-
-// Calls run(first channel, their number) for all channels, few at a time.
-constexpr int64_t kChannelsAtOnce = 64;
-template <class Run>
-void for_channels(const Cut& cut, const Run& run) {
-  torch::stable::parallel_for(0, cut.channels(), 8 * kChannelsAtOnce,
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t first = begin; first < end; first += kChannelsAtOnce) {
-                                  run(first, std::min(kChannelsAtOnce, end - first));
-                                }
-                              });
-}
-
-// totals[c] = sum over the pieces of term(piece, c), c counting from `first` of the run.
-template <class Term>
-void sum_pieces(const Cut& cut, int64_t count, double (&totals)[kChannelsAtOnce],
-                const Term& term) {
-  std::fill_n(totals, count, 0.0);
-  for (int64_t piece = 0; piece < cut.pieces(); ++piece) {
-    for (int64_t c = 0; c < count; ++c) totals[c] += term(piece, c);
-  }
-}
-
-// The variance of the whole is that inside the pieces and that between their means; Chan et al.,
-// "Algorithms for computing the sample variance", 1983. All means are taken as differences to the
-// pivot of the first piece, which rounding hardly touches where the mean itself is large.
-template <class A>
-void merge_statistics(const Cut& cut, const Pieces& pieces, A* mean, A* var) {
-  if (cut.pieces() == 0) {
-    std::fill_n(mean, cut.channels(), std::numeric_limits<A>::quiet_NaN());
-    std::fill_n(var, cut.channels(), std::numeric_limits<A>::quiet_NaN());
-    return;
-  }
-  const auto values = static_cast<double>(cut.values_per_channel());
-  for_channels(cut, [&](int64_t first, int64_t count) {
-    const auto at = [&](int64_t piece, int64_t c) { return piece * cut.channels() + first + c; };
-    const auto shift = [&](int64_t piece, int64_t c) {
-      return pieces.pivots[at(piece, c)] - pieces.pivots[at(0, c)] + pieces.first[at(piece, c)];
-    };
-    double shifts[kChannelsAtOnce];
-    sum_pieces(cut, count, shifts, [&](int64_t piece, int64_t c) {
-      return static_cast<double>(cut.rows_of(piece)) * shift(piece, c);
-    });
-    for (int64_t c = 0; c < count; ++c) shifts[c] /= values;
-    double spreads[kChannelsAtOnce];
-    sum_pieces(cut, count, spreads, [&](int64_t piece, int64_t c) {
-      const double difference = shift(piece, c) - shifts[c];
-      return pieces.second[at(piece, c)] +
-             static_cast<double>(cut.rows_of(piece)) * difference * difference;
-    });
-    for (int64_t c = 0; c < count; ++c) {
-      mean[first + c] = static_cast<A>(pieces.pivots[at(0, c)] + shifts[c]);
-      var[first + c] = static_cast<A>(spreads[c] / values);
-    }
-  });
-}
 
 // Calls f with a value of the type that vectors have beside maps of this element.
 template <class F>
@@ -225,19 +50,13 @@ Tensor checked_input(const Tensor& input) {
   return checked_map(input, input, "input");
 }
 
-Activation checked_activation(int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kSilu),
-                  "batch_norm: unknown activation");
-  return static_cast<Activation>(activation);
-}
-
 // What the passes after the statistics share. Holds the tensors that the block points into.
 class Pass {
  public:
   Pass(const Tensor& map, const Tensor& mean, const Tensor& invstd, const Optional& weight,
        const Optional& bias, const Optional& residual, int64_t activation)
       : input(checked_input(map)), cut(input) {
-    block.activation = checked_activation(activation);
+    block.activation = activation_of(activation);
     block.input = input.const_data_ptr();
     block.mean = hold(checked_vector(mean, input, "mean"));
     invstd_ = checked_vector(invstd, input, "invstd");
@@ -308,23 +127,10 @@ class Pass {
 std::tuple<Tensor, Tensor> batch_norm_stats_cpu(const Tensor& input) {
   const Tensor map = checked_input(input);
   const Cut cut(map);
-  Pieces pieces(cut);
-  pieces.pivots.resize(pieces.first.size());
-  NormBlock whole{};
-  whole.input = map.const_data_ptr();
-  whole.pivots = pieces.pivots.data();
-  whole.first_sums = pieces.first.data();
-  whole.second_sums = pieces.second.data();
-  const auto run = norm_code().stats[static_cast<int>(cut.element())];
-  cut.for_each_block(whole, kNormMostPanel, run);
-  Tensor mean = new_vector(input, cut.channels());
-  Tensor var = new_vector(input, cut.channels());
-  with_vector_type(cut.element(), [&](auto value) {
-    using A = decltype(value);
-    merge_statistics(cut, pieces, static_cast<A*>(mean.mutable_data_ptr()),
-                     static_cast<A*>(var.mutable_data_ptr()));
-  });
-  return {mean, var};
+  Pieces pieces(cut.channels());
+  measure(map, cut, pieces);
+  const MeanAndVariance merged = pieces.merged_statistics(cut.element());
+  return {merged.mean, merged.variance};
 }
 
 template <class A>
@@ -408,30 +214,11 @@ std::tuple<Tensor, Tensor> batch_norm_backward_reduce_cpu(
     const Optional& weight, const Optional& bias, const Optional& residual, int64_t activation) {
   Pass pass(input, mean, invstd, weight, bias, residual, activation);
   pass.take_grad_output(grad_output);
-  const Cut& cut = pass.cut;
-  Pieces pieces(cut);
-  pass.block.first_sums = pieces.first.data();
-  pass.block.second_sums = pieces.second.data();
-  cut.for_each_block(pass.block, kNormMostPanel, norm_code().backward_reduce[pass.kind()]);
-  Tensor sum_grad = new_vector(input, cut.channels());
-  Tensor sum_grad_normalised = new_vector(input, cut.channels());
-  with_vector_type(cut.element(), [&](auto value) {
-    using A = decltype(value);
-    A* grads = static_cast<A*>(sum_grad.mutable_data_ptr());
-    A* products = static_cast<A*>(sum_grad_normalised.mutable_data_ptr());
-    const A* factors = Pass::values_of<A>(pass.invstd());
-    for_channels(cut, [&](int64_t first, int64_t count) {
-      const auto at = [&](int64_t piece, int64_t c) { return piece * cut.channels() + first + c; };
-      double totals[kChannelsAtOnce];
-      sum_pieces(cut, count, totals, [&](int64_t p, int64_t c) { return pieces.first[at(p, c)]; });
-      for (int64_t c = 0; c < count; ++c) grads[first + c] = static_cast<A>(totals[c]);
-      sum_pieces(cut, count, totals, [&](int64_t p, int64_t c) { return pieces.second[at(p, c)]; });
-      for (int64_t c = 0; c < count; ++c) {
-        products[first + c] = static_cast<A>(totals[c] * factors[first + c]);
-      }
-    });
-  });
-  return {sum_grad, sum_grad_normalised};
+  Pieces pieces(pass.cut.channels());
+  pieces.append(pass.cut);
+  pieces.take_sums(pass.block);
+  pass.cut.for_each_block(pass.block, kNormMostPanel, norm_code().backward_reduce[pass.kind()]);
+  return {pieces.total_first(pass.invstd().scalar_type()), pieces.total_second(pass.invstd())};
 }
 
 std::tuple<Tensor, Tensor> batch_norm_backward_apply_cpu(

@@ -1,0 +1,15 @@
+// Products of matrices, by what torch has for them (oneDNN, MKL).
+#pragma once
+
+#include "../common/tensor.h"
+
+namespace dlv3p {
+
+// out = a * b; two dimensions each, of any strides that BLAS knows.
+void multiply_matrices(const Tensor& a, const Tensor& b, const Tensor& out);
+
+// A matrix that shares the memory of `t`, from element `offset` on.
+Tensor matrix_view(const Tensor& t, int64_t offset, int64_t rows, int64_t columns,
+                   int64_t row_stride, int64_t column_stride);
+
+}  // namespace dlv3p
