@@ -19,6 +19,7 @@ from ._common import empty_in_format_of, vector_dtype
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY, values_per_channel
+from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
 
 OP = "separable_conv2d"
 _DEPTHWISE = (
@@ -138,9 +139,9 @@ def _backward(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def
     )[0]
     norm = _Middle(ops, raw, mid, ctx)
     if need[_PW_WEIGHT]:
-        grads[_PW_WEIGHT] = _pointwise_weight_gradient(grad, norm.output(), pw_weight)
+        grads[_PW_WEIGHT] = pointwise_weight_gradient(grad, norm.output(), pw_weight)
     if need_middle:
-        grad = F.conv2d(grad, pw_weight.transpose(0, 1))
+        grad = pointwise_input_gradient(grad, pw_weight)
         grad, grads[_MID_WEIGHT], grads[_MID_BIAS] = norm.backward(grad)
     if need[_DW_BIAS]:
         grads[_DW_BIAS] = grad.sum((0, 2, 3))
@@ -186,13 +187,6 @@ class _Middle:
             sums = _group.means(by_bias, by_weight, count, self._group)
         grad, _ = ops.batch_norm_backward_apply(grad, *arguments, *sums, 1, False)
         return grad, by_weight, by_bias
-
-
-def _pointwise_weight_gradient(grad: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
-    by_weight: Tensor = torch.ops.aten.convolution_backward(
-        grad, maps, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
-    )[1]
-    return by_weight
 
 
 def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
