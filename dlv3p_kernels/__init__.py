@@ -7,7 +7,9 @@ from .dispatch import backend
 from .explain import explain
 from .ops import (
     BatchNorm,
+    Branch,
     ChannelAffine,
+    aspp,
     batch_norm_act,
     depthwise_conv2d,
     depthwise_conv2d_with_statistics,
@@ -16,8 +18,10 @@ from .ops import (
 
 __all__ = [
     "BatchNorm",
+    "Branch",
     "ChannelAffine",
     "__version__",
+    "aspp",
     "backend",
     "batch_norm_act",
     "depthwise_conv2d",

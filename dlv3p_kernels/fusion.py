@@ -58,3 +58,27 @@ class BatchNorm(NamedTuple):
 
 
 Epilogue: TypeAlias = ChannelAffine | BatchNorm
+
+
+class Branch(NamedTuple):
+    """One convolution of an atrous spatial pyramid, and what stands behind it; stride 1, same size.
+
+    Dense, of any odd kernel, 1x1 included, without `dw_weight`; separable with it.
+
+    Attributes:
+        weight: (C', C, kh, kw); (C', C, 1, 1) behind `dw_weight`.
+        epilogue: behind the convolution.
+        bias: (C',) or None.
+        dilation: atrous rate of the convolution, the depthwise one if there is one.
+        dw_weight: (C, 1, kh, kw) or None.
+        dw_epilogue: behind the depthwise convolution.
+        dw_bias: (C,) or None.
+    """
+
+    weight: Tensor
+    epilogue: Epilogue | None = None
+    bias: Tensor | None = None
+    dilation: int = 1
+    dw_weight: Tensor | None = None
+    dw_epilogue: Epilogue | None = None
+    dw_bias: Tensor | None = None

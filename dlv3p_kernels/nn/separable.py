@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..fusion import BatchNorm, ChannelAffine
+from ..fusion import BatchNorm, Branch, ChannelAffine
 from ..ops import separable_conv2d
 from ..reference import ACTIVATIONS
 from ._norm_state import BatchNormLayer, batch_norm_of
@@ -112,6 +112,18 @@ class SeparableConv2d(nn.Module):
             dw_epilogue=_epilogue(self.depthwise_bn, self.depthwise_activation),
             pw_epilogue=_epilogue(self.pointwise_bn, self.pointwise_activation),
             residual=residual,
+        )
+
+    def branch(self) -> Branch:
+        """As `dk.aspp` takes it: stride 1, "same" padding, no activation before."""
+        return Branch(
+            self.pointwise.weight,
+            _epilogue(self.pointwise_bn, self.pointwise_activation),
+            self.pointwise.bias,
+            self.depthwise.dilation[0],
+            self.depthwise.weight,
+            _epilogue(self.depthwise_bn, self.depthwise_activation),
+            self.depthwise.bias,
         )
 
     def extra_repr(self) -> str:

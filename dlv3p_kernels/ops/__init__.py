@@ -1,6 +1,7 @@
 """The public functions, one file per op family: schema, checks, fake, autograd."""
 
-from ..fusion import BatchNorm, ChannelAffine
+from ..fusion import BatchNorm, Branch, ChannelAffine
+from .aspp import aspp
 from .depthwise import depthwise_conv2d
 from .depthwise_fused import depthwise_conv2d_with_statistics
 from .norm import batch_norm_act
@@ -8,7 +9,9 @@ from .separable import separable_conv2d
 
 __all__ = [
     "BatchNorm",
+    "Branch",
     "ChannelAffine",
+    "aspp",
     "batch_norm_act",
     "depthwise_conv2d",
     "depthwise_conv2d_with_statistics",

@@ -12,15 +12,29 @@ from torch import Tensor
 
 
 def _rows(x: Tensor) -> Tensor | None:
-    """A channels_last map as a matrix (pixels, channels) in the same memory; None for others."""
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    """A map as a matrix (pixels, channels) in the same memory, if its channels are adjacent.
+
+    Pixels may be further apart than they have channels, as in a slice of the channels of a map.
+    """
+    n, c, h, w = x.shape
+    pitch = x.stride(3)
+    dense = x.stride(2) == w * pitch and x.stride(0) == h * w * pitch
+    if x.stride(1) != 1 or not dense or pitch < c:
         return None
-    return x.permute(0, 2, 3, 1).reshape(-1, x.size(1))
+    return x.as_strided((n * h * w, c), (pitch, 1), x.storage_offset())
 
 
 def _map(rows: Tensor, like: Tensor) -> Tensor:
     batch, _, height, width = like.shape
     return rows.view(batch, height, width, rows.size(1)).permute(0, 3, 1, 2)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.conv2d(x, weight, bias)`, weight (C', C, 1, 1)."""
+    rows = _rows(x)
+    if rows is None:
+        return F.conv2d(x, weight, bias)
+    return _map(F.linear(rows, weight.flatten(1), bias), x)
 
 
 def pointwise_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:

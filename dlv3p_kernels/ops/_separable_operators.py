@@ -10,16 +10,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from .._library import for_each
-from . import _group
 from ._common import empty_in_format_of, vector_dtype
 from ._depthwise import output_size
 from ._epilogue import Stage
-from ._norm_operators import IDENTITY, values_per_channel
-from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
+from ._norm_operators import IDENTITY
+from ._pointwise import pointwise
+from ._separable_gradients import PW_WEIGHT, Halves, gradients
 
 OP = "separable_conv2d"
 _DEPTHWISE = (
@@ -41,9 +39,6 @@ _SCHEMAS = {
         " -> (Tensor output, Tensor mean, Tensor var)"
     ),
 }
-# Positions among the inputs of `separable_conv2d`.
-_X, _DW_WEIGHT, _DW_BIAS, _IN_SCALE, _IN_SHIFT = 0, 1, 2, 6, 7
-_MID_WEIGHT, _MID_BIAS, _PW_WEIGHT, _PW_BIAS = 11, 12, 16, 17
 
 
 # --- composition ----------------------------------------------------------------------------------
@@ -58,7 +53,7 @@ def _fused(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
     (*depthwise, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual,
      statistics) = arguments  # fmt: skip
     maps, empty, _ = ops.depthwise_conv2d_fused(x, *depthwise, False)
-    output = F.conv2d(maps, pw_weight, pw_bias)
+    output = pointwise(maps, pw_weight, pw_bias)
     mean, var = ops.batch_norm_stats(output) if statistics else (empty, empty.clone())
     if out_scale is not None or out_activation != IDENTITY or residual is not None:
         zero = output.new_zeros(output.size(1), dtype=vector_dtype(x))
@@ -102,7 +97,7 @@ def _fake_fused(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _fake_separable(*arguments):  # type: ignore[no-untyped-def]
-    return _fake(*arguments[:6], arguments[_PW_WEIGHT], arguments[-1])
+    return _fake(*arguments[:6], arguments[PW_WEIGHT], arguments[-1])
 
 
 # --- derivatives ----------------------------------------------------------------------------------
@@ -127,66 +122,11 @@ def _backward(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def
             " compute them within dk.backend('reference')"
         )
     (x, dw_weight, dw_bias, in_scale, in_shift, *mid, pw_weight) = ctx.saved_tensors
-    prologue = (in_scale, in_shift, ctx.in_activation)
-    need = ctx.needs_input_grad
-    grads: list[Tensor | None] = [None] * len(need)
-    if need[_PW_BIAS]:
-        grads[_PW_BIAS] = grad.sum((0, 2, 3))
-    need_input = need[_X] or need[_IN_SCALE] or need[_IN_SHIFT]
-    need_middle = need_input or any(need[i] for i in (_DW_WEIGHT, _DW_BIAS, _MID_WEIGHT, _MID_BIAS))
-    raw = ops.depthwise_conv2d_fused(
-        x, dw_weight, dw_bias, *ctx.geometry, *prologue, None, None, IDENTITY, False
-    )[0]
-    norm = _Middle(ops, raw, mid, ctx)
-    if need[_PW_WEIGHT]:
-        grads[_PW_WEIGHT] = pointwise_weight_gradient(grad, norm.output(), pw_weight)
-    if need_middle:
-        grad = pointwise_input_gradient(grad, pw_weight)
-        grad, grads[_MID_WEIGHT], grads[_MID_BIAS] = norm.backward(grad)
-    if need[_DW_BIAS]:
-        grads[_DW_BIAS] = grad.sum((0, 2, 3))
-    if need_input or need[_DW_WEIGHT]:
-        grads[_X], grads[_DW_WEIGHT], grads[_IN_SCALE], grads[_IN_SHIFT] = (
-            ops.depthwise_conv2d_fused_backward(
-                grad, x, dw_weight, *ctx.geometry, *prologue, need_input, need[_DW_WEIGHT]
-            )
-        )
-    return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
-
-
-class _Middle:
-    """The norm and the activation between the convolutions, both ways."""
-
-    def __init__(self, ops: Any, raw: Tensor, norm: list[Tensor | None], ctx: Any) -> None:
-        self._ops = ops
-        self._raw = raw
-        self._by_batch = ctx.mid_by_batch
-        self._group = ctx.group
-        self._is_identity = norm[0] is None and ctx.mid_activation == IDENTITY
-        mean, invstd, weight, bias = norm
-        if mean is None:
-            mean = raw.new_zeros(raw.size(1), dtype=vector_dtype(raw))
-            invstd = torch.ones_like(mean)
-        self._arguments = (raw, mean, invstd, weight, bias, None, ctx.mid_activation)
-
-    def output(self) -> Tensor:
-        output: Tensor = self._raw
-        if not self._is_identity:
-            output = self._ops.batch_norm_apply(*self._arguments)
-        return output
-
-    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients by the depthwise result, the weight and the bias of the norm."""
-        if self._is_identity:
-            return grad, None, None
-        ops, arguments = self._ops, self._arguments
-        by_bias, by_weight = ops.batch_norm_backward_reduce(grad, *arguments)
-        sums: tuple[Tensor | None, Tensor | None] = (None, None)
-        if self._by_batch:
-            count = values_per_channel(self._raw)
-            sums = _group.means(by_bias, by_weight, count, self._group)
-        grad, _ = ops.batch_norm_backward_apply(grad, *arguments, *sums, 1, False)
-        return grad, by_weight, by_bias
+    halves = Halves(
+        x, dw_weight, dw_bias, tuple(ctx.geometry), (in_scale, in_shift, ctx.in_activation),
+        tuple(mid), ctx.mid_activation, ctx.mid_by_batch, ctx.group, pw_weight,
+    )  # fmt: skip
+    return gradients(ops, grad, halves, ctx.needs_input_grad)
 
 
 def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]

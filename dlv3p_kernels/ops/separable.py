@@ -141,11 +141,11 @@ def _by_kernels(ops: Any, a: _Arguments) -> Tensor:
         raw, mean, var = ops.separable_conv2d_fused(*until, *_NO_EPILOGUE, None, True)
     if end.by_batch:
         end = end.measured(ops, mean, var, a.values_per_channel)
-    return _finished(ops, raw, end, a.residual)
+    return finished(ops, raw, end, a.residual)
 
 
-def _finished(ops: Any, raw: Tensor, end: Stage, residual: Tensor | None) -> Tensor:
-    """The last norm, activation and sum."""
+def finished(ops: Any, raw: Tensor, end: Stage, residual: Tensor | None) -> Tensor:
+    """What stands behind the raw result: norm, activation and sum."""
     added, rest = None, residual
     if end.activation == IDENTITY and not end.is_identity:  # the operators add before they activate
         added, rest = _split_residual(residual, raw.dtype)

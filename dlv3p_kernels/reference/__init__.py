@@ -5,6 +5,7 @@ Arguments are normalised as in `torch.ops.dlv3p`: `stride` and `dilation` are (h
 """
 
 from ._common import ACTIVATIONS, channel_affine
+from .aspp import aspp, dense_branch
 from .depthwise import (
     depthwise_conv2d,
     depthwise_conv2d_backward,
@@ -23,6 +24,7 @@ from .separable import depthwise_conv2d_statistics, separable_conv2d, separable_
 
 __all__ = [
     "ACTIVATIONS",
+    "aspp",
     "batch_norm_act",
     "batch_norm_apply",
     "batch_norm_backward_apply",
@@ -30,6 +32,7 @@ __all__ = [
     "batch_norm_finalise",
     "batch_norm_stats",
     "channel_affine",
+    "dense_branch",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "depthwise_conv2d_fused",

@@ -81,13 +81,14 @@ def separable_conv2d(
     residual: Tensor | None,
 ) -> Tensor:
     """The whole of stock layers; updates the running statistics in place."""
-    x = _behind(x, prologue)
-    x = _behind(depthwise_conv2d(x, dw_weight, dw_bias, stride, padding, dilation), dw_epilogue)
-    x = _behind(F.conv2d(x, pw_weight, pw_bias), pw_epilogue)
+    x = behind(x, prologue)
+    x = behind(depthwise_conv2d(x, dw_weight, dw_bias, stride, padding, dilation), dw_epilogue)
+    x = behind(F.conv2d(x, pw_weight, pw_bias), pw_epilogue)
     return x if residual is None else x + residual
 
 
-def _behind(x: Tensor, epilogue: Epilogue | None) -> Tensor:
+def behind(x: Tensor, epilogue: Epilogue | None) -> Tensor:
+    """What stands behind a convolution, or in front of one."""
     if epilogue is None:
         return x
     activate = ACTIVATIONS[epilogue.activation]
