@@ -188,7 +188,7 @@ def test_last_xception_module_activates_inside_and_has_no_skip() -> None:
     out = last(torch.randn(2, 1024, 3, 3))
     assert out.min() == 0
     assert last.skip == "none"
-    assert not any(conv.pre_activation for conv in last.children())
+    assert {conv.pre_activation for conv in last.children()} == {"identity"}
 
 
 @pytest.mark.parametrize(

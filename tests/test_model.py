@@ -43,14 +43,22 @@ def test_a_training_batch_of_one_works() -> None:
     bn = model.aspp.image_pooling.bn
     randomise_norms(bn)
     before = [value.clone() for value in bn.buffers()]
-    x = torch.randn(1, 320, 5, 4)
-    pooled = model.aspp.image_pooling(x)
     loss = model.loss(images, target)
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, bn.buffers(), strict=True))
-    assert torch.equal(pooled, model.aspp.image_pooling.eval()(x))
+
+
+def test_a_training_batch_of_one_is_pooled_as_in_evaluation() -> None:
+    aspp = small().aspp
+    for norm in (layer for layer in aspp.modules() if isinstance(layer, nn.BatchNorm2d)):
+        randomise_norms(norm)
+        norm.eval()
+    aspp.dropout.p = 0.0
+    x = torch.randn(1, 320, 5, 4)
+    pooled_by_running = aspp(x)
+    assert torch.equal(pooled_by_running, aspp.eval()(x))
 
 
 def test_two_images_update_the_pooling_statistics() -> None:

@@ -15,6 +15,7 @@ from deeplabv3plus.layers import SeparableConv2d
 from models import batch, randomise_norms, small
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import dlv3p_kernels as dk
 
@@ -26,21 +27,9 @@ def seed() -> None:
 
 def multiply_adds(model: nn.Module, height: int, width: int) -> int:
     """Multiply-adds of all convolutions, depthwise ones included, for one image."""
-    total = 0
-
-    def count(layer: nn.Conv2d, _inputs: object, output: Tensor) -> None:
-        nonlocal total
-        total += layer.weight[0].numel() * output.numel()
-
-    handles = [
-        layer.register_forward_hook(count)
-        for layer in model.modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    model(torch.empty(1, 3, height, width))
-    for handle in handles:
-        handle.remove()
-    return total
+    with dk.backend("reference"), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, height, width))
+    return counter.get_total_flops() // 2
 
 
 # The original's published numbers (its model zoo; the first also in table 5 of the paper). They

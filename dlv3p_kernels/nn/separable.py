@@ -82,18 +82,18 @@ class SeparableConv2d(nn.Module):
         self.pre_activation = _checked("pre_activation", pre_activation)
         self.depthwise_activation = _checked("depthwise_activation", depthwise_activation)
         self.pointwise_activation = _checked("pointwise_activation", pointwise_activation)
-        self.depthwise = DepthwiseConv2d(
-            in_channels, in_channels, kernel_size, stride, padding, dilation, bias=bias,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-        self.pointwise = nn.Conv2d(
-            in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype
-        )
 
         def norm(channels: int) -> nn.BatchNorm2d:
             return nn.BatchNorm2d(channels, eps, momentum, device=device, dtype=dtype)
 
+        self.depthwise = DepthwiseConv2d(
+            in_channels, in_channels, kernel_size, stride, padding, dilation, bias=bias,
+            device=device, dtype=dtype,
+        )  # fmt: skip
         self.depthwise_bn = norm(in_channels) if depthwise_norm else None
+        self.pointwise = nn.Conv2d(
+            in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype
+        )
         self.pointwise_bn = norm(out_channels) if pointwise_norm else None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

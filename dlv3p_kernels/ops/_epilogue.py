@@ -56,22 +56,22 @@ class Stage(NamedTuple):
         shift = -self.mean * scale
         return scale, shift if self.bias is None else shift + self.bias
 
-    @torch.no_grad()
     def measured(self, ops: Any, mean: Tensor, var: Tensor, count: int) -> Stage:
         """With the statistics of the batch; updates the running ones."""
         norm = self.norm
         assert norm is not None
-        if self.group != _group.ALONE:
-            mean, var, total = _group.merged(mean, var, count, self.group)
-            invstd, new_mean, new_var = _group.finalise(mean, var, total, norm)
-        else:
-            old = (None if t is None else t.to(mean.dtype) for t in norm[:2])
-            invstd, new_mean, new_var = ops.batch_norm_finalise(
-                mean, var, count, *old, norm.momentum, norm.eps
-            )
-        if norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.copy_(new_mean)
-            norm.running_var.copy_(new_var)
+        with torch.no_grad():
+            if self.group != _group.ALONE:
+                mean, var, total = _group.merged(mean, var, count, self.group)
+                invstd, new_mean, new_var = _group.finalise(mean, var, total, norm)
+            else:
+                old = (None if t is None else t.to(mean.dtype) for t in norm[:2])
+                invstd, new_mean, new_var = ops.batch_norm_finalise(
+                    mean, var, count, *old, norm.momentum, norm.eps
+                )
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.copy_(new_mean)
+                norm.running_var.copy_(new_var)
         return self._replace(mean=mean, invstd=invstd)
 
 

@@ -130,9 +130,9 @@ def _finished(ops: Any, raw: Tensor, end: Stage) -> Tensor:
     return finished(ops, raw, end, None)
 
 
-@torch.no_grad()
 def _measure(ops: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
-    mean, var = ops.batch_norm_stats(raw)
+    with torch.no_grad():
+        mean, var = ops.batch_norm_stats(raw)
     return mean, var
 
 

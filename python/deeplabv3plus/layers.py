@@ -41,7 +41,7 @@ class ConvBNReLU(nn.Module):
         return self.relu(self.bn(self.conv(x)))
 
 
-class SeparableConv2d(nn.Module):
+class SeparableConv2d(dk.nn.SeparableConv2d):
     """Atrous separable convolution with a batch norm after each half.
 
     `pre_activation=False` (ASPP, decoder, the last Xception block):
@@ -51,7 +51,8 @@ class SeparableConv2d(nn.Module):
 
     Neither convolution has a bias. Padding is `rate * (kernel_size - 1) // 2` on every side, which
     for odd kernels is TensorFlow's SAME at stride 1 and its explicit `fixed_padding` at stride 2.
-    Input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    Input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)), to
+    which a residual of its shape may be added.
 
     Raises:
         ValueError: `kernel_size` is even.
@@ -71,28 +72,19 @@ class SeparableConv2d(nn.Module):
         eps: float = HEAD_BN_EPS,
         pre_activation: bool = False,
     ) -> None:
-        super().__init__()
-        self.pre_activation = pre_activation
-        self.depthwise = dk.nn.DepthwiseConv2d(
+        before, behind = ("relu", "identity") if pre_activation else ("identity", "relu")
+        super().__init__(
             in_channels,
-            in_channels,
+            out_channels,
             kernel_size,
             stride,
             same_padding(kernel_size, rate),
             rate,
-            bias=False,
+            pre_activation=before,
+            depthwise_activation=behind,
+            pointwise_activation=behind,
+            eps=eps,
         )
-        self.depthwise_bn = nn.BatchNorm2d(in_channels, eps=eps)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.pointwise_bn = nn.BatchNorm2d(out_channels, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve each channel, then mix the channels."""
-        if self.pre_activation:
-            x = self.depthwise_bn(self.depthwise(F.relu(x)))
-            return self.pointwise_bn(self.pointwise(x))
-        x = F.relu(self.depthwise_bn(self.depthwise(x)), inplace=True)
-        return F.relu(self.pointwise_bn(self.pointwise(x)), inplace=True)
 
 
 def same_padding(kernel_size: int, rate: int) -> int:

@@ -70,10 +70,9 @@ class XceptionModule(nn.Module):
         return self._finish(x, self.separable_conv2(self.separable_conv1(x)))
 
     def _finish(self, x: Tensor, inner: Tensor) -> Tensor:
-        out = self.separable_conv3(inner)
-        if self.skip == "conv":
-            return out + self.shortcut(x)
-        return out + x if self.skip == "sum" else out
+        if self.skip == "none":
+            return self.separable_conv3(inner)
+        return self.separable_conv3(inner, self.shortcut(x) if self.skip == "conv" else x)
 
 
 class TappedXceptionModule(XceptionModule):
