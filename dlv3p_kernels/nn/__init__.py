@@ -1,9 +1,16 @@
 """Layers: drop-in replacements of stock modules, same arguments, same state_dict."""
 
-from ._norm_state import batch_norm_of
+from ._norm_state import apply_batch_norm, batch_norm_of
 from .aspp import ASPP
 from .depthwise import DepthwiseConv2d
 from .norm import BatchNormAct2d
 from .separable import SeparableConv2d
 
-__all__ = ["ASPP", "BatchNormAct2d", "DepthwiseConv2d", "SeparableConv2d", "batch_norm_of"]
+__all__ = [
+    "ASPP",
+    "BatchNormAct2d",
+    "DepthwiseConv2d",
+    "SeparableConv2d",
+    "apply_batch_norm",
+    "batch_norm_of",
+]

@@ -1,12 +1,13 @@
-"""From a batch-norm layer to what the ops take."""
+"""Batch-norm layers as the ops take them."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 from ..fusion import BatchNorm
+from ..ops import batch_norm_act
 
 BatchNormLayer = nn.modules.batchnorm._BatchNorm
 
@@ -31,6 +32,40 @@ def batch_norm_of(layer: BatchNormLayer, activation: str = "identity") -> BatchN
         layer.eps,
         activation,
         _group_of(layer) if by_batch else None,
+    )
+
+
+def apply_batch_norm(
+    layer: BatchNormLayer,
+    input: Tensor,
+    activation: str = "identity",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """`activation(layer(input) + residual)` in one op, `dk.batch_norm_act`.
+
+    Args:
+        layer: an `nn.BatchNorm2d` or an `nn.SyncBatchNorm`, in training or evaluation.
+        input: (N, C, H, W).
+        activation: "identity", "relu", "relu6" or "silu".
+        residual: of the shape of `input`, or None.
+
+    Raises:
+        TypeError: as `dk.batch_norm_act`.
+        ValueError: the same.
+    """
+    norm = batch_norm_of(layer, activation)
+    return batch_norm_act(
+        input,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+        activation=norm.activation,
+        residual=residual,
+        group=norm.group,
     )
 
 

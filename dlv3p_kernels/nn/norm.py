@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import batch_norm_act
 from ..reference import ACTIVATIONS
-from ._norm_state import batch_norm_of
+from ._norm_state import apply_batch_norm
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -15,6 +14,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     Arguments, parameters, buffers and state_dict are those of `nn.BatchNorm2d`, so checkpoints load
     both ways. Dtypes and result as in `dlv3p_kernels.batch_norm_act`.
+
+    `nn.SyncBatchNorm.convert_sync_batchnorm` takes it for an `nn.BatchNorm2d` and would drop the
+    activation. For nets that are to be converted, keep an `nn.BatchNorm2d` and call
+    `dk.nn.apply_batch_norm` on it.
 
     Args:
         num_features: C.
@@ -53,19 +56,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise (N, C, H, W), add `residual` of the same shape if given, activate."""
         self._check_input_dim(input)
-        norm = batch_norm_of(self, self.activation)
-        return batch_norm_act(
-            input,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            norm.training,
-            norm.momentum,
-            norm.eps,
-            activation=norm.activation,
-            residual=residual,
-        )
+        return apply_batch_norm(self, input, self.activation, residual)
 
     def extra_repr(self) -> str:
         """The arguments, as printed."""

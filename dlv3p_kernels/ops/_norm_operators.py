@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import reference
 from .._library import LIBRARY, for_each
+from ..fusion import BatchNorm
 from . import _group
 from ._common import empty_in_format_of, vector_dtype
 
@@ -144,8 +145,9 @@ def _backward_act(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped
     if torch.is_grad_enabled():  # derivatives of the derivatives are wanted as well
 
         def definition(x, weight, bias, residual):  # type: ignore[no-untyped-def]
-            arguments = (x, weight, bias, None, None, residual, ctx.activation, True, 0.0, ctx.eps)
-            return reference.batch_norm_act(*arguments)
+            activation = tuple(reference.ACTIVATIONS)[ctx.activation]
+            norm = BatchNorm(None, None, weight, bias, True, 0.0, ctx.eps, activation)
+            return reference.batch_norm_act(x, norm, residual)
 
         grads = _by_reference(definition, grad, x, affine, wanted)
     else:

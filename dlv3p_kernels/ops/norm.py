@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, dispatch, reference
+from ..fusion import BatchNorm
+from . import _epilogue, _group
 from ._common import activation_code, vector_dtype
-from ._norm_operators import IDENTITY
+from ._norm_operators import IDENTITY, values_per_channel
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _OP = "batch_norm_act"
 
@@ -26,6 +31,7 @@ def batch_norm_act(
     *,
     activation: str = "identity",
     residual: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Batch norm, then a residual added, then an activation, in one pass each way.
 
@@ -52,6 +58,7 @@ def batch_norm_act(
         eps: added to the variance.
         activation: "identity", "relu", "relu6" or "silu".
         residual: of the shape of `x`, or None.
+        group: processes whose batches count as one, as in `nn.SyncBatchNorm`; None for this one.
 
     Returns:
         A tensor of the shape of `x`.
@@ -65,15 +72,30 @@ def batch_norm_act(
     Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
     """
     code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
-    name = dispatch.choose(_call(x, training, code, residual))
+    shared = _group.name_of(group) if training else _group.ALONE
+    name = dispatch.choose(_call(x, training, code, residual, shared))
+    norm = BatchNorm(
+        running_mean, running_var, weight, bias, training, momentum, eps, activation, group
+    )
     if name == dispatch.REFERENCE:
-        return reference.batch_norm_act(
-            x, weight, bias, running_mean, running_var, residual, code, training, momentum, eps
-        )
+        return reference.batch_norm_act(x, norm, residual)
+    if shared != _group.ALONE:
+        return _over_processes(dispatch.operators(name), x, norm, residual)
     return _by_kernels(
         dispatch.operators(name),
         x, running_mean, running_var, weight, bias, training, momentum, eps, code, residual,
     )  # fmt: skip
+
+
+def _over_processes(ops: Any, x: Tensor, norm: BatchNorm, residual: Tensor | None) -> Tensor:
+    stage = _epilogue.checked(_OP, "norm", norm, x.size(1), x)
+    with torch.no_grad():
+        mean, var = ops.batch_norm_stats(x)
+    stage = stage.measured(ops, mean, var, values_per_channel(x))
+    output: Tensor = ops.batch_norm_normalise(
+        x, *stage.vectors, residual, stage.activation, stage.group
+    )
+    return output
 
 
 def _by_kernels(
@@ -153,10 +175,13 @@ def _check_residual(residual: Tensor, x: Tensor) -> None:
         raise ValueError(f"{_OP}: residual must be on x's device {x.device}, got {residual.device}")
 
 
-def _call(x: Tensor, training: bool, activation: int, residual: Tensor | None) -> dispatch.Call:
+def _call(
+    x: Tensor, training: bool, activation: int, residual: Tensor | None, group: str
+) -> dispatch.Call:
     unfit = _unfit(x, residual)
     ahead = dispatch.no_gpu_record(x)
-    if x.device.type == "cpu" and not unfit:
+    # Stock PyTorch has no synchronised batch norm on CPUs.
+    if x.device.type == "cpu" and not unfit and group == _group.ALONE:
         ahead = _cpu_stock_is_ahead(x, training, activation != IDENTITY or residual is not None)
     return dispatch.Call(_OP, x, unfit, ahead)
 
@@ -192,9 +217,12 @@ def _unfit(x: Tensor, residual: Tensor | None) -> str | None:
     return None
 
 
-def _explain(*, momentum: float, eps: float, **arguments: Any) -> dispatch.Call:
+def _explain(
+    *, momentum: float, eps: float, group: ProcessGroup | None, **arguments: Any
+) -> dispatch.Call:
     code = _check(**arguments)
-    return _call(arguments["x"], arguments["training"], code, arguments["residual"])
+    shared = _group.name_of(group) if arguments["training"] else _group.ALONE
+    return _call(arguments["x"], arguments["training"], code, arguments["residual"], shared)
 
 
 dispatch.CALLS[batch_norm_act] = _explain

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import ACTIVATION_BY_CODE, per_channel, through_activation, wide
+from ..fusion import BatchNorm
+from ._common import ACTIVATION_BY_CODE, ACTIVATIONS, per_channel, through_activation, wide
 
 
 def batch_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,21 +93,29 @@ def batch_norm_backward_apply(
     return _like(x, inner * per_channel(scale)), grad_residual
 
 
-def batch_norm_act(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    residual: Tensor | None,
-    activation: int,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def batch_norm_act(x: Tensor, norm: BatchNorm, residual: Tensor | None = None) -> Tensor:
     """Batch norm, residual and activation; updates the running statistics in place."""
-    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return ACTIVATION_BY_CODE[activation](z if residual is None else z + residual)
+    z = _batch_norm_layer(x, norm)
+    return ACTIVATIONS[norm.activation](z if residual is None else z + residual)
+
+
+def _batch_norm_layer(x: Tensor, n: BatchNorm) -> Tensor:
+    """`F.batch_norm`, or with a group `nn.SyncBatchNorm` on the same parameters and buffers."""
+    if n.group is None or not n.training:
+        return F.batch_norm(
+            x, n.running_mean, n.running_var, n.weight, n.bias, n.training, n.momentum, n.eps
+        )
+    layer = torch.nn.SyncBatchNorm(
+        x.size(1), n.eps, n.momentum, n.weight is not None, n.running_mean is not None, n.group,
+        device=x.device,
+    )  # fmt: skip
+    tensors = {
+        "weight": n.weight, "bias": n.bias, "running_mean": n.running_mean,
+        "running_var": n.running_var,
+    }  # fmt: skip
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    output: Tensor = torch.func.functional_call(layer, given, (x,))
+    return output
 
 
 def _like(x: Tensor, result: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fusion import BatchNorm, ChannelAffine, Epilogue
+from ..fusion import ChannelAffine, Epilogue
 from ._common import ACTIVATIONS, channel_affine, per_channel
 from .depthwise import depthwise_conv2d, depthwise_conv2d_fused
-from .norm import batch_norm_stats
+from .norm import batch_norm_act, batch_norm_stats
 
 
 def depthwise_conv2d_statistics(
@@ -91,29 +90,10 @@ def behind(x: Tensor, epilogue: Epilogue | None) -> Tensor:
     """What stands behind a convolution, or in front of one."""
     if epilogue is None:
         return x
-    activate = ACTIVATIONS[epilogue.activation]
     if isinstance(epilogue, ChannelAffine):
+        activate = ACTIVATIONS[epilogue.activation]
         if epilogue.scale is None or epilogue.shift is None:
             return activate(x)
         z = x * per_channel(epilogue.scale) + per_channel(epilogue.shift)
         return activate(z).to(x.dtype)
-    if epilogue.group is not None and epilogue.training:
-        return activate(_sync_batch_norm(x, epilogue))
-    e = epilogue
-    z = F.batch_norm(
-        x, e.running_mean, e.running_var, e.weight, e.bias, e.training, e.momentum, e.eps
-    )
-    return activate(z)
-
-
-def _sync_batch_norm(x: Tensor, norm: BatchNorm) -> Tensor:
-    """`nn.SyncBatchNorm` on the parameters and buffers of `norm`."""
-    layer = torch.nn.SyncBatchNorm(
-        x.size(1), norm.eps, norm.momentum, norm.weight is not None,
-        norm.running_mean is not None, norm.group, device=x.device,
-    )  # fmt: skip
-    given = {"weight": norm.weight, "bias": norm.bias}
-    kept = {"running_mean": norm.running_mean, "running_var": norm.running_var}
-    tensors = {name: t for name, t in (given | kept).items() if t is not None}
-    output: Tensor = torch.func.functional_call(layer, tensors, (x,))
-    return output
+    return batch_norm_act(x, epilogue)

@@ -34,11 +34,11 @@ class ConvBNReLU(nn.Module):
         padding = same_padding(kernel_size, 1)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=eps)
-        self.relu = nn.ReLU(inplace=True) if activation else nn.Identity()
+        self.activation = "relu" if activation else "identity"
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        return self.relu(self.bn(self.conv(x)))
+        return dk.nn.apply_batch_norm(self.bn, self.conv(x), self.activation)
 
 
 class SeparableConv2d(dk.nn.SeparableConv2d):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormLayer
 
 import dlv3p_kernels as dk
 
@@ -24,8 +26,25 @@ _STAGES = (
 _LOW_LEVEL = 3  # features.3: the last block at stride 4
 
 
-def _conv_bn_relu6(conv: nn.Conv2d) -> nn.Sequential:
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6(inplace=True))
+class ConvBNReLU6(nn.Sequential):
+    """A convolution without bias, `0`, batch norm, `1`, and ReLU6."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv, nn.BatchNorm2d(conv.out_channels))
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def bn(self) -> BatchNormLayer:
+        """The batch norm."""
+        return cast(BatchNormLayer, self[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise, activate."""
+        return dk.nn.apply_batch_norm(self.bn, self.conv(x), "relu6")
 
 
 class InvertedResidual(nn.Module):
@@ -44,10 +63,10 @@ class InvertedResidual(nn.Module):
         hidden = in_channels * expansion
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(_conv_bn_relu6(nn.Conv2d(in_channels, hidden, 1, bias=False)))
+            layers.append(ConvBNReLU6(nn.Conv2d(in_channels, hidden, 1, bias=False)))
         depthwise = dk.nn.DepthwiseConv2d(hidden, hidden, 3, stride, rate, rate, bias=False)
         layers += [
-            _conv_bn_relu6(depthwise),
+            ConvBNReLU6(depthwise),
             nn.Conv2d(hidden, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         ]
@@ -56,7 +75,25 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return x + self.conv(x) if self.skip else self.conv(x)
+        *expansion, inner, pointwise, pointwise_bn = self.conv
+        wide = x
+        for layer in expansion:
+            wide = layer(wide)
+        assert isinstance(inner, ConvBNReLU6)
+        assert isinstance(pointwise, nn.Conv2d) and isinstance(pointwise_bn, BatchNormLayer)
+        depthwise = inner.conv
+        assert not isinstance(depthwise.padding, str)
+        return dk.separable_conv2d(
+            wide,
+            depthwise.weight,
+            pointwise.weight,
+            stride=depthwise.stride,
+            padding=depthwise.padding,
+            dilation=depthwise.dilation,
+            dw_epilogue=dk.nn.batch_norm_of(inner.bn, "relu6"),
+            pw_epilogue=dk.nn.batch_norm_of(pointwise_bn),
+            residual=x if self.skip else None,
+        )
 
 
 class MobileNetV2(Encoder):
@@ -86,7 +123,7 @@ class MobileNetV2(Encoder):
         ]
         schedule = atrous_schedule([unit[2] for unit in units], output_stride, start=2)
         features: list[nn.Module] = [
-            _conv_bn_relu6(nn.Conv2d(in_channels, 32, 3, stride=2, padding=1, bias=False))
+            ConvBNReLU6(nn.Conv2d(in_channels, 32, 3, stride=2, padding=1, bias=False))
         ]
         width = 32
         for (expansion, channels, _, skip), (stride, rate) in zip(units, schedule, strict=True):

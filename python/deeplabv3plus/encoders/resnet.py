@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+import dlv3p_kernels as dk
+
 from ..layers import init_weights
 from .base import Encoder, atrous_schedule, load_classifier_weights
 
@@ -25,7 +27,6 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -36,9 +37,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, 4 * width, ceil(H / stride), ceil(W / stride))."""
         skip = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + skip)
+        x = dk.nn.apply_batch_norm(self.bn1, self.conv1(x), "relu")
+        x = dk.nn.apply_batch_norm(self.bn2, self.conv2(x), "relu")
+        return dk.nn.apply_batch_norm(self.bn3, self.conv3(x), "relu", skip)
 
 
 class ResNet(Encoder):
@@ -77,7 +78,6 @@ class ResNet(Encoder):
         self.output_stride = output_stride
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
         strides = [
@@ -105,7 +105,7 @@ class ResNet(Encoder):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return low-level features (N, 256, H/4, W/4) and output (N, 2048, H/os, W/os)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(dk.nn.apply_batch_norm(self.bn1, self.conv1(images), "relu"))
         low_level = self.layer1(x)
         return low_level, self.layer4(self.layer3(self.layer2(low_level)))
 
