@@ -167,8 +167,8 @@ def test_ctrl_c_in_a_terminal_finishes_the_step_with_workers(folder: Path, tmp_p
 
 
 def test_training_learns(folder: Path, tmp_path: Path) -> None:
-    config = replace(TINY, steps=40, batch_size=4, optimizer="adamw", lr=2e-2, eval_every=0)
-    config = replace(config, aspp_channels=32, decoder_channels=32, checkpoint_every=40)
+    config = replace(TINY, steps=80, batch_size=4, optimizer="adamw", lr=2e-2, eval_every=0)
+    config = replace(config, aspp_channels=32, decoder_channels=32, checkpoint_every=80)
     trainer = _trainer(folder, tmp_path, config)
     trainer.fit()
     losses = [row["loss"] for row in read_log(tmp_path / "log.csv")]
