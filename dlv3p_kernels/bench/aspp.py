@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..explain import explain
 from ..nn import ASPP
 from ..ops import aspp
@@ -34,6 +36,13 @@ class Case:
         """As a net would make it."""
         return ASPP(self.channels, self.out_channels, self.rates, separable=self.separable)
 
+    def bench(
+        self, dtype: torch.dtype, layout: torch.memory_format, device: str = "cpu"
+    ) -> layers.Bench:
+        """The layer and stock layers on a map."""
+        shape = (self.batch, self.channels, self.size, self.size)
+        return layers.Bench(self.layer(), layers.normal_map(0, shape, dtype, layout, device))
+
     def __str__(self) -> str:
         rates = "/".join(map(str, self.rates))
         kind = "separable" if self.separable else "dense"
@@ -53,10 +62,8 @@ CASES = (
 
 def run(case: Case, dtype: str, layout: str, seconds: float) -> layers.Row:
     """Check and time one row; `seconds` is the time for each of inference and step."""
-    shape = (case.batch, case.channels, case.size, case.size)
-    x = layers.normal_map(0, shape, DTYPES[dtype], LAYOUTS[layout])
-    layer = case.layer()
-    branches = [layer.eval().conv1x1.branch(layer.activation)] * (2 + len(case.rates))
-    route = explain(aspp, x.float(), branches, layer.projection.conv.weight)
-    bench = layers.Bench(layer, x)
+    bench = case.bench(DTYPES[dtype], LAYOUTS[layout])
+    layer = case.layer().eval()
+    branches = [layer.conv1x1.branch(layer.activation)] * (2 + len(case.rates))
+    route = explain(aspp, bench.inputs[0].float(), branches, layer.projection.conv.weight)
     return layers.run(case, dtype, layout, str(route.chosen), bench, case.goals, seconds)

@@ -37,6 +37,7 @@ class Case:
     residual: bool = False
     count: int = 0
     quick: bool = False
+    batch: int = BATCH
 
     @property
     def output_size(self) -> int:
@@ -52,8 +53,21 @@ class Case:
             pointwise_activation=behind,
         )  # fmt: skip
 
+    def bench(
+        self, dtype: torch.dtype, layout: torch.memory_format, device: str = "cpu"
+    ) -> layers.Bench:
+        """The layer and stock layers on maps."""
+
+        def made(seed: int, channels: int, size: int) -> torch.Tensor:
+            shape = (self.batch, channels, size, size)
+            return layers.normal_map(seed, shape, dtype, layout, device)
+
+        x = made(0, self.channels, self.size)
+        residual = made(2, self.out_channels, self.output_size) if self.residual else None
+        return layers.Bench(self.layer(), x, residual)
+
     def __str__(self) -> str:
-        text = f"{BATCH}x{self.channels}x{self.size}x{self.size} -> {self.out_channels}"
+        text = f"{self.batch}x{self.channels}x{self.size}x{self.size} -> {self.out_channels}"
         text += f" {self.order}"
         text += f" d={self.dilation}" if self.dilation > 1 else ""
         text += f" stride {self.stride}" if self.stride > 1 else ""
@@ -96,15 +110,9 @@ CASES = (
 
 def run(case: Case, dtype: str, layout: str, seconds: float) -> layers.Row:
     """Check and time one row; `seconds` is the time for each of inference and step."""
-    format = LAYOUTS[layout]
-
-    def made(seed: int, channels: int, size: int) -> torch.Tensor:
-        return layers.normal_map(seed, (BATCH, channels, size, size), DTYPES[dtype], format)
-
-    x = made(0, case.channels, case.size)
-    residual = made(2, case.out_channels, case.output_size) if case.residual else None
+    bench = case.bench(DTYPES[dtype], LAYOUTS[layout])
     layer = case.layer()
-    route = explain(separable_conv2d, x.float(), layer.depthwise.weight, layer.pointwise.weight)
-    bench = layers.Bench(layer, x, residual)
+    x = bench.inputs[0].float()
+    route = explain(separable_conv2d, x, layer.depthwise.weight, layer.pointwise.weight)
     aims = layers.Goals(goals.NOT_SLOWER, goals.NOT_SLOWER, goals.KEPT)
     return layers.run(case, dtype, layout, str(route.chosen), bench, aims, seconds)
