@@ -53,7 +53,7 @@ def test_records_every_row(op, tmp_path: Path, capsys: pytest.CaptureFixture[str
     for row in record["rows"]:
         assert (row["route"], row["layout"]) == ("cpu", "channels_last")
         for part in ("inference", "step"):
-            assert row[part]["rounds"] >= 5
+            assert row[part]["rounds"] >= (3 if op is aspp else 5)
         for part in ("inference", "step", "memory"):
             assert (row[part]["verdict"] is None) == (row[part]["goal"] is None)
         kept = {name: row["memory"][name]["kept"] for name in ("stock", "ours")}

@@ -16,6 +16,8 @@ from .separable import DEFAULT_LAYOUTS
 __all__ = ["CASES", "DEFAULT_LAYOUTS", "OP", "Case", "run"]
 
 OP = "aspp"
+# One may take some ten seconds.
+_LEAST_ROUNDS = 3
 _KEPT_ONLY = layers.Goals(kept=goals.KEPT)
 
 
@@ -66,4 +68,5 @@ def run(case: Case, dtype: str, layout: str, seconds: float) -> layers.Row:
     layer = case.layer().eval()
     branches = [layer.conv1x1.branch(layer.activation)] * (2 + len(case.rates))
     route = explain(aspp, bench.inputs[0].float(), branches, layer.projection.conv.weight)
-    return layers.run(case, dtype, layout, str(route.chosen), bench, case.goals, seconds)
+    chosen = str(route.chosen)
+    return layers.run(case, dtype, layout, chosen, bench, case.goals, seconds, _LEAST_ROUNDS)

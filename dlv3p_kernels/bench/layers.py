@@ -26,7 +26,6 @@ from .timing import Spread, interleave, ratios
 Layer = SeparableConv2d | ASPP
 # By name; gradients have the names of what they are by.
 Results = dict[str, Tensor]
-_LEAST_ROUNDS = 5
 # Maps are compared on so many channels, spread over all blocks.
 _CHECKED_CHANNELS = 32
 # Deviations that the norms in front of an activation shift its argument from its corner, some
@@ -92,16 +91,26 @@ class Goals:
 
 
 def run(
-    case: Any, dtype: str, layout: str, route: str, bench: Bench, goals: Goals, seconds: float
+    case: Any,
+    dtype: str,
+    layout: str,
+    route: str,
+    bench: Bench,
+    goals: Goals,
+    seconds: float,
+    least: int = 5,
 ) -> Row:
-    """Check and time one row; `seconds` is the time for each of inference and step."""
+    """Check and time one row.
+
+    `seconds` is the time for each of inference and step, `least` the rounds however long they take.
+    """
     count = getattr(case, "count", 0)
     if failures := bench.failures():
         return Row(case, dtype, layout, route, count, failures)
     return Row(
         case, dtype, layout, route, count, [],
-        bench.time(bench.infer, goals.inference, seconds),
-        bench.time(bench.step, goals.step, seconds),
+        bench.time(bench.infer, goals.inference, seconds, least),
+        bench.time(bench.step, goals.step, seconds, least),
         MemoryOfBoth.of(bench.memory(bench.stock), bench.memory(bench.ours), goals.kept),
     )  # fmt: skip
 
@@ -149,10 +158,11 @@ class Bench:
         direction: Callable[[nn.Module], Callable[[], object]],
         goal: Goal | None,
         seconds: float,
+        least: int,
     ) -> Timed:
         """Time stock and ours in turns."""
         calls = {"stock": direction(self.stock), "ours": direction(self.ours)}
-        stock, ours = interleave(calls, seconds, _LEAST_ROUNDS).values()
+        stock, ours = interleave(calls, seconds, least).values()
         ratio = ratios(stock, ours)
         verdict = None if goal is None else goal.verdict(ratio.median, 0)
         return Timed(Spread.of(stock), Spread.of(ours), ratio, len(ours), goal, verdict)
