@@ -7,7 +7,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BUDGET_ARGS ?=
-PARTS ?= parity sanitize dispatch bench
+PARTS ?= parity sanitize dispatch bench layers
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input

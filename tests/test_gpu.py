@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from gpu_check import cases
 from gpu_check.contenders import Row, Setting
+from gpu_check.layer_rows import LayerRow
 from gpu_check.subjects import SUBJECTS, Subject
 from torch import Tensor
 
@@ -59,6 +60,14 @@ def test_layers_of_the_nets(
         row = Row(subject, case, dtype, Setting("cuda", (backend_name,), 0, ()))
         assert len(row.contenders()) >= 5, row.failures
         assert not row.failures, str(row)
+
+
+@pytest.mark.parametrize("layer", cases.LAYERS, ids=lambda layer: str(layer.case))
+@pytest.mark.parametrize("training", (False, True), ids=("inference", "training"))
+def test_whole_layers(ops: Any, backend_name: str, layer: cases.Layer, training: bool) -> None:
+    row = LayerRow(layer, training, False, Setting("cuda", (backend_name,), 0, ()))
+    assert len(row.contenders()) == 2, row.failures
+    assert not row.failures, str(row)
 
 
 @SUBJECT

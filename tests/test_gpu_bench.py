@@ -14,7 +14,9 @@ from gpu_check import (
     cases,
     contenders,
     dispatch_probe,
+    floors,
     goals,
+    layer_rows,
     summary,
 )
 from gpu_check.contenders import COPY, Row, Setting
@@ -103,6 +105,93 @@ def test_dispatch_probe_names_what_runs(tmp_path: Path) -> None:
     assert row["forward"]["channels_last"]
 
 
+# Microseconds of inference and training, from the same passes added up by another program.
+@pytest.mark.parametrize(
+    ("layer", "inference", "training"),
+    [
+        (layer, *times)
+        for layer, times in zip(
+            cases.LAYERS,
+            ((106.7, 549.9), (90.9, 772.7), (99.5, 840.9), (23.1, 151.1), (103.3, 532.0)),
+            strict=True,
+        )
+    ],
+    ids=lambda value: str(value.case) if isinstance(value, cases.Layer) else str(value),
+)
+def test_floors(layer: cases.Layer, inference: float, training: float) -> None:
+    found = [1e3 * floors.milliseconds(layer.case, t) for t in (False, True)]
+    # At output stride 8 the other program had four times the batch: weights count less there.
+    assert found == pytest.approx([inference, training], rel=3e-3)
+
+
+def test_floor_of_products_and_stencils() -> None:
+    assert floors.Pass(3e9).seconds == pytest.approx(1e-3)
+    assert floors.Pass(3e9, 798e10).seconds == pytest.approx(1e-2)
+    assert floors.Pass(3e9, 798e9, 66.9e11).seconds == pytest.approx(1e-1)
+
+
+def layer_row(**medians: float) -> dict[str, Any]:
+    times = {f"{name} channels_last": ms for name, ms in medians.items()}
+    kept = {"stock": 100, "compiled": 50, "cuda": 40}
+    return {
+        "subject": "ASPP, training",
+        "case": "a case",
+        "ms": {name: {"median": ms, "lower": ms, "upper": ms} for name, ms in times.items()},
+        "of_floor": {name: 0.5 / ms for name, ms in times.items()},
+        "memory": {f"{name} channels_last": {"kept": kept[name], "peak": 1} for name in medians},
+        "goal": {"stock": 3.5, "compiled": 2.5, "of_floor": 0.55},
+        "failures": {},
+    }
+
+
+def test_goals_of_whole_layers() -> None:
+    rows = [layer_row(stock=4, cuda=1), layer_row(stock=4, compiled=2, cuda=1), layer_row(stock=4)]
+    assert list(goals.layer_verdicts(rows)) == [
+        "ASPP, training, a case: cuda channels_last 4.00x as fast as stock channels_last"
+        " (goal 3.5: met), 0.50 of the floor (goal 0.55: missed), keeps 0.40x as much"
+        " (goal 0.45x: met)",
+        "ASPP, training, a case: cuda channels_last 2.00x as fast as compiled channels_last"
+        " (goal 2.5: missed), keeps 0.80x as much (goal 0.7x: missed)",
+        "ASPP, training, a case: nothing to compare",
+    ]
+
+
+def test_compiled_layers_come_last_and_only_with_time_left(tmp_path: Path) -> None:
+    rows = list(layer_rows.plan(cases.DRY_LAYERS))
+    made = [row(CPU) for row in rows]
+    assert [row.compiled for row in made] == [False] * 4 + [True] * 4
+    record = Record(tmp_path, "layers", {})
+    bench.run(record, CPU, cpu_clock, rows, time.monotonic() + made[-1].seconds - 1, 0.01)
+    assert len(record.data["rows"]) == 4
+    assert record.data["left_out"] == [str(row) for row in made[4:]]
+
+
+def test_wrong_layers_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    honest = layer_rows.Bench.results
+
+    def wrong(self: layer_rows.Bench, layer: Any, training: bool) -> dict[str, torch.Tensor]:
+        results = honest(self, layer, training)
+        return {n: 1.1 * t for n, t in results.items()} if layer is self.ours else results
+
+    monkeypatch.setattr(layer_rows.Bench, "results", wrong)
+    record = Record(tmp_path, "layers", {})
+    rows = list(layer_rows.plan(cases.DRY_LAYERS[1:], compiled=False))
+    bench.run(record, CPU, cpu_clock, rows, time.monotonic() + 60, 0.01)
+    for row in record.data["rows"]:
+        assert set(row["ms"]) == {"stock channels_last"}
+        assert set(row["failures"]) == {"cpu channels_last"}
+    assert len(record.data["problems"]) == 2
+
+
+def test_calls_of_layers_rotate_through_copies() -> None:
+    case = cases.DRY_LAYERS[1].case
+    one = case.bench(torch.bfloat16, torch.channels_last)
+    copies = one.copies(3)
+    assert len({b.inputs[0].data_ptr() for b in (one, *copies)}) == 4
+    assert all(b.inputs[0].is_contiguous(memory_format=torch.channels_last) for b in copies)
+    assert all(b.ours is one.ours and b.stock is one.stock for b in copies)
+
+
 class Event:
     """A CUDA event on a device that takes 1 ms a call and 2 ms of waiting until it has started."""
 
@@ -185,3 +274,11 @@ def test_summary_shows_failures_and_what_was_left_out() -> None:
     assert "cuda channels_last | 80 | 4.00 | - |" in text
     assert "Problems:\n\n* row: triton: wrong" in text
     assert "Left out:\n\n* row 2" in text
+
+
+def test_summary_of_whole_layers() -> None:
+    row = {**layer_row(stock=4, cuda=1), "dtype": "bfloat16", "floor_ms": 0.5}
+    row["memory"]["cuda channels_last"] = {"kept": 4e7, "peak": 5e7}
+    text = summary.markdown([recorded("layers", rows=[row])])
+    assert "* ASPP, training, a case: cuda channels_last 4.00x as fast as stock" in text
+    assert "| ASPP, training | a case | bfloat16 | 4.0000 | 1.0000 | 0.5000 | 0/0 | 40/50 |" in text

@@ -103,6 +103,26 @@ def test_dry_run_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         assert text.count(f"### {name}\n") == 1
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_dry_run_of_whole_layers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dry-run", "--backends", "cpu", "--output", str(tmp_path), "--seconds", "100"]
+    assert __main__.main(["layers", *arguments]) == 0
+    assert "layers: complete, 0 problems" in capfd.readouterr().out
+    record = json.loads((tmp_path / "dry-run" / "layers.json").read_text())
+    assert len(record["rows"]) == 2 * len(cases.DRY_LAYERS)
+    for row in record["rows"]:
+        assert set(row["ms"]) == {"stock channels_last", "cpu channels_last"}
+        assert row["of_floor"]["cpu channels_last"] == pytest.approx(
+            row["floor_ms"] / row["ms"]["cpu channels_last"]["median"]
+        )
+        measured = set(row["memory"])
+        assert measured == (set(row["ms"]) if "training" in row["subject"] else set())
+    text = (tmp_path / "dry-run" / "README.md").read_text()
+    for layer in cases.DRY_LAYERS:
+        for direction in ("inference", "training"):
+            assert f"* {layer.name}, {direction}, {layer.case}: cpu channels_last " in text
+
+
 def test_part_that_crashes_is_reported_and_keeps_no_old_results(tmp_path: Path) -> None:
     stale = tmp_path / "dry-run" / "bench.json"
     stale.parent.mkdir()

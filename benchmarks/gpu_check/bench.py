@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from dlv3p_kernels.bench import machine
-from dlv3p_kernels.bench.timing import Clock, Spread, interleave
+from dlv3p_kernels.bench.timing import Call, Clock, Spread, interleave
 
 from . import cases
 from .cases import Case
-from .contenders import COPY, Row, Setting
+from .contenders import Row, Setting
 from .record import Record
 from .subjects import SUBJECTS
 
 _LEAST_ROUNDS = 5
-_ROW_SECONDS = 0.5
+ROW_SECONDS = 0.5
 _LARGE_COPY_BYTES = 2**30
+
+
+class RowLike(Protocol):
+    """What can be timed."""
+
+    setting: Setting
+    failures: dict[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """What it takes at least; with less time left it is not begun."""
+
+    def contenders(self) -> dict[str, Call]:
+        """Those that run and whose results are right."""
+
+    def result(self, spreads: Mapping[str, Spread], rounds: int) -> dict[str, Any]:
+        """What there is to record, ready for JSON."""
+
+
+MakeRow = Callable[[Setting], RowLike]
 
 
 def plan(depthwise: Sequence[Case], norm: Sequence[Case]) -> Iterator[Callable[[Setting], Row]]:
@@ -36,22 +55,25 @@ def run(
     record: Record,
     setting: Setting,
     clock: Clock,
-    rows: Sequence[Callable[[Setting], Row]],
+    rows: Sequence[MakeRow],
     deadline: float,
-    row_seconds: float = _ROW_SECONDS,
+    row_seconds: float = ROW_SECONDS,
 ) -> None:
     """Time the rows until the deadline (of `time.monotonic`)."""
     record.data["large_copy_gbps"] = large_copy_gbps(setting.device, clock)
     record.data["under_load"] = machine.nvidia_smi() if setting.device != "cpu" else {}
-    for i, make in enumerate(rows):
-        broken = _add_row(record, make(setting), clock, row_seconds)
-        if broken or time.monotonic() > deadline:
-            record.leave_out(*(str(left(setting)) for left in rows[i + 1 :]))
-            break
+    made = [make(setting) for make in rows]
+    broken = False
+    for i, row in enumerate(made):
+        # The first is timed in any case.
+        if broken or (i and time.monotonic() + row.seconds > deadline):
+            record.leave_out(str(row))
+        else:
+            broken = _add_row(record, row, clock, row_seconds)
     record.finish()
 
 
-def _add_row(record: Record, row: Row, clock: Clock, seconds: float) -> bool:
+def _add_row(record: Record, row: RowLike, clock: Clock, seconds: float) -> bool:
     """Time a row; whether the device is of no use any more."""
     try:
         result = time_row(row, clock, seconds)
@@ -66,32 +88,11 @@ def _add_row(record: Record, row: Row, clock: Clock, seconds: float) -> bool:
     return False
 
 
-def time_row(row: Row, clock: Clock, seconds: float) -> dict[str, Any]:
+def time_row(row: RowLike, clock: Clock, seconds: float) -> dict[str, Any]:
     """One row as plain dictionaries."""
     samples = interleave(row.contenders(), seconds, _LEAST_ROUNDS, clock)
     spreads = {name: Spread.of(times) for name, times in samples.items()}
-    moved = row.subject.bytes_moved(row.case, row.dtype)
-    copied = 2 * row.dtype.itemsize * row.case.n * row.case.c * row.case.size**2
-    copy_gbps = _gbps(copied, spreads[COPY])
-    gbps = {name: _gbps(moved, s) for name, s in spreads.items() if name != COPY}
-    return {
-        "subject": row.subject.name,
-        "family": row.subject.family,
-        "forward": row.subject.forward,
-        "case": str(row.case),
-        "channels": row.case.c,
-        "dtype": str(row.dtype).removeprefix("torch."),
-        "bytes": moved,
-        "rounds": len(samples[COPY]),
-        "ms": {name: asdict(spread) for name, spread in spreads.items()},
-        "gbps": {**gbps, COPY: copy_gbps},
-        "of_copy": {name: value / copy_gbps for name, value in gbps.items()},
-        "failures": row.failures,
-    }
-
-
-def _gbps(moved: int, spread: Spread) -> float:
-    return moved / spread.median / 1e6
+    return row.result(spreads, min(len(times) for times in samples.values()))
 
 
 def large_copy_gbps(device: str, clock: Clock, size: int = _LARGE_COPY_BYTES) -> float:

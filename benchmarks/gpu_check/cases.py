@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dlv3p_kernels.bench import aspp, separable
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -60,3 +62,47 @@ NORM = (Case(16, 128, 257), Case(16, 728, 33), Case(16, 256, 129), Case(16, 2048
 # Of the same kinds, for a run on a CPU that only shows that everything works.
 DRY_DEPTHWISE = (Case(1, 16, 9, 2), Case(2, 24, 8, 1, stride=2))
 DRY_NORM = (Case(2, 16, 9),)
+
+
+@dataclass(frozen=True)
+class LayerGoal:
+    """How many times as fast as stock and compiled layers, and the share of an H100's floor."""
+
+    stock: float
+    compiled: float
+    of_floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A whole layer and its goals."""
+
+    name: str
+    case: separable.Case | aspp.Case
+    inference: LayerGoal
+    training: LayerGoal
+
+
+_SEPARABLE_GOALS = (LayerGoal(4, 2.5, 0.65), LayerGoal(2, 1.5, 0.65))
+# ASPP at output stride 16 and 8, decoder, Xception's middle flow.
+LAYERS = (
+    Layer(
+        "ASPP",
+        aspp.Case(16, 2048, 256, 33, (6, 12, 18)),
+        LayerGoal(5, 3.5, 0.60),
+        LayerGoal(3.5, 2.5, 0.55),
+    ),
+    Layer("separable", separable.Case(256, 256, 129, "DBRWBR", batch=16), *_SEPARABLE_GOALS),
+    Layer("separable", separable.Case(304, 256, 129, "DBRWBR", batch=16), *_SEPARABLE_GOALS),
+    Layer("separable", separable.Case(728, 728, 33, batch=16), LayerGoal(3, 2), LayerGoal(2, 1.5)),
+    Layer(
+        "ASPP",
+        aspp.Case(4, 2048, 256, 65, (12, 24, 36)),
+        LayerGoal(5, 3.5),
+        LayerGoal(3.5, 2.5),
+    ),
+)
+DRY_LAYERS = (
+    Layer("ASPP", aspp.Case(4, 16, 8, 9, (2, 4)), LayerGoal(1, 1), LayerGoal(1, 1)),
+    Layer("separable", separable.Case(16, 24, 9), LayerGoal(1, 1), LayerGoal(1, 1)),
+)

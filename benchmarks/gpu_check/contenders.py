@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dlv3p_kernels import dispatch
 from dlv3p_kernels.bench import accuracy
-from dlv3p_kernels.bench.timing import Call
+from dlv3p_kernels.bench.timing import Call, Spread
 
 from .cases import LAYOUTS, Case
 from .subjects import Results, Subject, Tensors, Wrap
@@ -38,6 +39,10 @@ class Setting:
     rotate_bytes: int
     compiled_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
 
+    def copies(self, moved: int) -> int:
+        """How many copies of tensors of so many bytes calls go through."""
+        return max(1, min(_MOST_COPIES, -(-self.rotate_bytes // moved)))
+
 
 @dataclass
 class Row:
@@ -48,6 +53,7 @@ class Row:
     dtype: torch.dtype
     setting: Setting
     failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0
 
     def __str__(self) -> str:
         return f"{self.subject.name}, {self.case}, {str(self.dtype).removeprefix('torch.')}"
@@ -73,8 +79,29 @@ class Row:
                 self.failures[name] = f"{type(error).__name__}: {str(error).strip()[:300]}"
                 continue
             thunks[name] = made
-        calls = {name: _rotating(made) for name, made in thunks.items()}
+        calls = {name: rotating(made) for name, made in thunks.items()}
         return {**calls, COPY: self._copy(tensors["x"])}
+
+    def result(self, spreads: Mapping[str, Spread], rounds: int) -> dict[str, Any]:
+        """Times and bandwidths, ready for JSON."""
+        moved = self.subject.bytes_moved(self.case, self.dtype)
+        copied = 2 * self.dtype.itemsize * self.case.n * self.case.c * self.case.size**2
+        copy_gbps = _gbps(copied, spreads[COPY])
+        gbps = {name: _gbps(moved, s) for name, s in spreads.items() if name != COPY}
+        return {
+            "subject": self.subject.name,
+            "family": self.subject.family,
+            "forward": self.subject.forward,
+            "case": str(self.case),
+            "channels": self.case.c,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "bytes": moved,
+            "rounds": rounds,
+            "ms": {name: asdict(spread) for name, spread in spreads.items()},
+            "gbps": {**gbps, COPY: copy_gbps},
+            "of_copy": {name: value / copy_gbps for name, value in gbps.items()},
+            "failures": self.failures,
+        }
 
     def _makers(self) -> Iterator[tuple[str, str, Callable[[Tensors], Callable[[], Results]]]]:
         """Name, layout, and what makes the call from the tensors; stock PyTorch first."""
@@ -90,17 +117,16 @@ class Row:
             yield f"{backend} {layout}", layout, partial(partial, call)
 
     def _copies(self, tensors: Tensors, layout: torch.memory_format) -> list[Tensors]:
-        moved = self.subject.bytes_moved(self.case, self.dtype)
-        count = max(1, min(_MOST_COPIES, -(-self.setting.rotate_bytes // moved)))
+        count = self.setting.copies(self.subject.bytes_moved(self.case, self.dtype))
         return [
             {name: _in_layout(t, layout).clone() for name, t in tensors.items()}
             for _ in range(count)
         ]
 
     def _copy(self, x: Tensor) -> Call:
-        count = max(1, min(_MOST_COPIES, -(-self.setting.rotate_bytes // (2 * x.nbytes))))
+        count = self.setting.copies(2 * x.nbytes)
         pairs = [(torch.empty_like(x), x.clone()) for _ in range(count)]
-        return _rotating([partial(to.copy_, source) for to, source in pairs])
+        return rotating([partial(to.copy_, source) for to, source in pairs])
 
 
 class _Exact:
@@ -153,6 +179,10 @@ def compiling_once() -> Wrap:
     return wrap
 
 
+def _gbps(moved: int, spread: Spread) -> float:
+    return moved / spread.median / 1e6
+
+
 def _array(t: Tensor) -> np.ndarray:
     return t.detach().cpu().numpy()
 
@@ -162,7 +192,8 @@ def _in_layout(t: Tensor, layout: torch.memory_format) -> Tensor:
     return t.contiguous(memory_format=layout) if t.dim() == 4 and t.size(1) > 1 else t
 
 
-def _rotating(calls: Sequence[Call]) -> Call:
+def rotating(calls: Sequence[Call]) -> Call:
+    """Each of the calls in its turn."""
     turns = itertools.cycle(calls)
     return lambda: next(turns)()
 

@@ -12,7 +12,9 @@ _FORWARD, _BACKWARD = "depthwise forward", "depthwise backward"
 _OF_COPY = {_FORWARD: 0.80, _BACKWARD: 0.65}
 _SPEED_UP = 3.0
 _FAST = "channels_last"
-_STOCK_FAST = f"stock {_FAST}"
+_STOCK_FAST, _COMPILED_FAST = f"stock {_FAST}", f"compiled {_FAST}"
+# Of what ours keeps of stock and compiled layers between forward and backward.
+_KEPT = {_STOCK_FAST: 0.45, _COMPILED_FAST: 0.7}
 
 
 def verdicts(rows: Sequence[Row]) -> Iterator[str]:
@@ -45,6 +47,37 @@ def verdicts(rows: Sequence[Row]) -> Iterator[str]:
                 f"depthwise, bfloat16, {layout}: geometric mean {mean:.2f}x of stock in the same"
                 f" layout over {len(ratios)} rows, goal {_SPEED_UP:g}x: {met}"
             )
+
+
+def layer_verdicts(rows: Sequence[Row]) -> Iterator[str]:
+    """One line for each layer and direction; against compiled layers where they were timed."""
+    for row in rows:
+        over = _COMPILED_FAST if _COMPILED_FAST in row["ms"] else _STOCK_FAST
+        name = best(row, _FAST)
+        if name is None or over not in row["ms"]:
+            yield f"{row['subject']}, {row['case']}: nothing to compare"
+            continue
+        ratio = row["ms"][over]["median"] / row["ms"][name]["median"]
+        facts = [_fact(ratio, row["goal"][over.split()[0]], f"{{:.2f}}x as fast as {over}")]
+        share = row["goal"]["of_floor"]
+        if share is not None and over == _STOCK_FAST:
+            facts.append(_fact(row["of_floor"][name], share, "{:.2f} of the floor"))
+        if (kept := kept_share(row, over)) is not None:
+            met = "met" if kept <= _KEPT[over] else "missed"
+            facts.append(f"keeps {kept:.2f}x as much (goal {_KEPT[over]:g}x: {met})")
+        yield f"{row['subject']}, {row['case']}: {name} " + ", ".join(facts)
+
+
+def kept_share(row: Row, over: str) -> float | None:
+    """What our fastest keeps between forward and backward, as a share of what another keeps."""
+    memory, name = row["memory"], best(row, _FAST)
+    if name not in memory or over not in memory:
+        return None
+    return float(memory[name]["kept"] / memory[over]["kept"])
+
+
+def _fact(value: float, goal: float, text: str) -> str:
+    return f"{text.format(value)} (goal {goal:g}: {'met' if value >= goal else 'missed'})"
 
 
 def best(row: Row, layout: str = "") -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dlv3p_kernels.backends import BACKENDS
 from dlv3p_kernels.bench import machine
 from dlv3p_kernels.bench.timing import Clock, CudaClock, cpu_clock
 
-from . import bench, cases, dispatch_probe, parity, sanitize
+from . import bench, cases, dispatch_probe, layer_rows, parity, sanitize
 from .contenders import Setting
 from .record import Record
 
@@ -86,14 +86,27 @@ def _dispatch(record: Record, context: Context, deadline: float) -> None:
 
 
 def _bench(record: Record, context: Context, deadline: float) -> None:
+    dry = context.dry
+    rows = bench.plan(
+        cases.DRY_DEPTHWISE if dry else cases.DEPTHWISE, cases.DRY_NORM if dry else cases.NORM
+    )
+    _timed(record, context, deadline, list(rows))
+
+
+def _layers(record: Record, context: Context, deadline: float) -> None:
+    layers = cases.DRY_LAYERS if context.dry else cases.LAYERS
+    _timed(record, context, deadline, list(layer_rows.plan(layers, compiled=not context.dry)))
+
+
+def _timed(
+    record: Record, context: Context, deadline: float, rows: Sequence[bench.MakeRow]
+) -> None:
     setting = Setting(context.device, context.usable, _ROTATE_BYTES)
+    seconds = bench.ROW_SECONDS
     if context.dry:
         setting = replace(setting, rotate_bytes=0, compiled_dtypes=())
-        rows = bench.plan(cases.DRY_DEPTHWISE, cases.DRY_NORM)
-        bench.run(record, setting, _clock(context), list(rows), deadline, _DRY_ROW_SECONDS)
-    else:
-        rows = bench.plan(cases.DEPTHWISE, cases.NORM)
-        bench.run(record, setting, _clock(context), list(rows), deadline)
+        seconds = _DRY_ROW_SECONDS
+    bench.run(record, setting, _clock(context), rows, deadline, seconds)
 
 
 def _clock(context: Context) -> Clock:
@@ -105,4 +118,5 @@ _RUN: dict[str, Callable[[Record, Context, float], None]] = {
     "sanitize": _sanitize,
     "dispatch": _dispatch,
     "bench": _bench,
+    "layers": _layers,
 }

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Conv2d
 
-from dlv3p_kernels import dispatch, reference
+from dlv3p_kernels import dispatch, nn, reference
 
 from .cases import LAYOUTS
 
@@ -36,9 +37,10 @@ def main() -> None:
     count = 0
     for dtype, layout in itertools.product(_DTYPES, LAYOUTS.values()):
         for shape in _SHAPES:
-            count += sum(
-                1 for _ in calls(dispatch.operators(backend), device, dtype, layout, *shape)
-            )
+            ops = dispatch.operators(backend)
+            count += sum(1 for _ in calls(ops, device, dtype, layout, *shape))
+        with dispatch.backend(cast("dispatch.BackendName", backend)):
+            count += sum(1 for _ in layers(device, dtype, layout))
     if device == "cuda":
         torch.cuda.synchronize()
     print(count, DONE)
@@ -65,7 +67,26 @@ def calls(
     grad = torch.randn_like(output)
     yield ops.depthwise_conv2d_backward(grad, x, weight, *geometry, True, True)
     yield from _fused(ops, x, weight, grad, scale, shift, geometry)
+    yield from _separable(ops, x, weight, scale, shift, geometry)
     yield from _norm(ops, x, scale, shift)
+
+
+def layers(device: str, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[object]:
+    """Results and gradients of whole layers, in evaluation and in training."""
+    for made in (
+        nn.ASPP(24, 17, (2, 12)),
+        nn.ASPP(17, 16, (2,), separable=False),
+        nn.SeparableConv2d(24, 40, 3, 2, 1, pre_activation="relu", depthwise_activation="identity"),
+        nn.SeparableConv2d(17, 24, 3, 1, 6, 6, depthwise_norm=False),
+    ):
+        layer = made.to(device, dtype)
+        channels = next(m for m in layer.modules() if isinstance(m, Conv2d)).in_channels
+        x = torch.randn(2, channels, 9, 11, device=device).to(dtype)
+        x = x.contiguous(memory_format=layout).requires_grad_()
+        for training in (False, True):
+            output = layer.train(training)(x)
+            yield output
+            yield torch.autograd.grad(output.float().square().sum(), [x, *layer.parameters()])
 
 
 def _fused(
@@ -76,6 +97,21 @@ def _fused(
         yield ops.depthwise_conv2d_fused(x, weight, None, *geometry, *before, *behind, False)
         yield ops.depthwise_conv2d_fused(x, weight, None, *geometry, *before, None, None, 0, True)
         yield ops.depthwise_conv2d_fused_backward(grad, x, weight, *geometry, *before, True, True)
+
+
+def _separable(
+    ops: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, geometry: Any
+) -> Iterator[object]:
+    mixing = torch.randn(24, x.size(1), 1, 1, device=x.device).to(x.dtype)
+    behind = torch.randn(2, 24, device=x.device)
+    for activation in _ACTIVATIONS:
+        depthwise = (x, weight, shift.to(x.dtype), *geometry, scale, shift, activation)
+        yield ops.depthwise_conv2d_statistics(*depthwise)
+        between = (shift, scale, activation, mixing, behind[0].to(x.dtype))
+        raw, _, _ = ops.separable_conv2d_fused(*depthwise, *between, None, None, 0, None, True)
+        yield raw
+        finish = (*behind, activation, raw, False)
+        yield ops.separable_conv2d_fused(*depthwise, *between, *finish)
 
 
 def _norm(ops: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[object]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import goals
 
-PARTS = ("parity", "sanitize", "dispatch", "bench")
+PARTS = ("parity", "sanitize", "dispatch", "bench", "layers")
 DRY = "DRY RUN ON A CPU: it shows that the check works. Nothing below is a GPU result."
 _MOST_LISTED = 40
 
@@ -96,11 +96,15 @@ def _dispatch(data: Data) -> Iterator[str]:
     yield _table(head, lines)
 
 
-def _bench(data: Data) -> Iterator[str]:
+def _copy(data: Data) -> str:
     clocks = data.get("under_load", {})
     after = f"; SM clock after it {clocks['clocks.sm']} MHz" if "clocks.sm" in clocks else ""
     copy = data.get("large_copy_gbps", 0)
-    yield f"A copy of 1 GiB runs at {copy:.0f} GB/s, read and written{after}."
+    return f"A copy of 1 GiB runs at {copy:.0f} GB/s, read and written{after}."
+
+
+def _bench(data: Data) -> Iterator[str]:
+    yield _copy(data)
     yield "\n".join(f"* {line}" for line in goals.verdicts(data["rows"]))
     for subject in dict.fromkeys(row["subject"] for row in data["rows"]):
         found = [row for row in data["rows"] if row["subject"] == subject]
@@ -111,12 +115,42 @@ def _bench(data: Data) -> Iterator[str]:
 
 
 def _bench_line(row: Data, names: Sequence[str]) -> list[str]:
-    times = [f"{row['ms'][name]['median']:.4f}" if name in row["ms"] else "-" for name in names]
     best = goals.best(row)
     share = f"{100 * row['of_copy'][best]:.0f}" if best else "-"
     ratios = [goals.speed_up(row, f"stock {layout}") for layout in ("channels_last", "contiguous")]
     shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
-    return [row["case"], row["dtype"], *times, best or "none is right", share, *shown]
+    return [
+        row["case"],
+        row["dtype"],
+        *_medians(row, names),
+        best or "none is right",
+        share,
+        *shown,
+    ]
+
+
+def _layers(data: Data) -> Iterator[str]:
+    yield _copy(data)
+    yield "\n".join(f"* {line}" for line in goals.layer_verdicts(data["rows"]))
+    names = list(dict.fromkeys(name for row in data["rows"] for name in row["ms"]))
+    head = ["layer", "case", "dtype", *(f"{name} ms" for name in names)]
+    head += ["floor of an H100 ms", *(f"{name} kept/peak MB" for name in names)]
+    yield _table(head, [_layer_line(row, names) for row in data["rows"]])
+
+
+def _layer_line(row: Data, names: Sequence[str]) -> list[str]:
+    memory = [
+        f"{row['memory'][name]['kept'] / 1e6:.0f}/{row['memory'][name]['peak'] / 1e6:.0f}"
+        if name in row["memory"]
+        else "-"
+        for name in names
+    ]
+    start = [row["subject"], row["case"], row["dtype"], *_medians(row, names)]
+    return [*start, f"{row['floor_ms']:.4f}", *memory]
+
+
+def _medians(row: Data, names: Sequence[str]) -> list[str]:
+    return [f"{row['ms'][name]['median']:.4f}" if name in row["ms"] else "-" for name in names]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -124,4 +158,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-_TABLES = {"parity": _parity, "sanitize": _sanitize, "dispatch": _dispatch, "bench": _bench}
+_TABLES = {
+    "parity": _parity,
+    "sanitize": _sanitize,
+    "dispatch": _dispatch,
+    "bench": _bench,
+    "layers": _layers,
+}

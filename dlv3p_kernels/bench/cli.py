@@ -13,10 +13,15 @@ import torch
 
 from .. import dispatch
 from .._native import status
-from . import depthwise, machine, norm, report
+from . import aspp, depthwise, machine, norm, report, separable
 
 # By stem, in the order of the help text.
-_OPS: dict[str, Any] = {"depthwise": depthwise, "norm": norm}
+_OPS: dict[str, Any] = {
+    "depthwise": depthwise,
+    "norm": norm,
+    "separable": separable,
+    "aspp": aspp,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dlv3p bench",
-        description="Time the ops against stock PyTorch and a copy of the input, in turns.",
+        description="Time ops and layers against stock PyTorch, in turns.",
     )
     parser.add_argument("op", nargs="?", choices=tuple(_OPS), default="depthwise")
     parser.add_argument(
@@ -56,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", nargs="+", choices=depthwise.DTYPES, default=None, metavar="D")
     parser.add_argument("--layout", nargs="+", choices=depthwise.LAYOUTS, default=None)
     parser.add_argument("--case", metavar="TEXT", help="only cases whose name contains this")
-    parser.add_argument("--quick", action="store_true", help="three cases, a second each")
+    parser.add_argument("--quick", action="store_true", help="a few cases, a second each")
     parser.add_argument("--seconds", type=float, help="time for each direction of a row")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write DIR/cpu/OP.*")
@@ -80,7 +85,7 @@ def _run(options: argparse.Namespace) -> list[report.Row]:
         if (options.quick and not case.quick) or (options.case or "") not in str(case):
             continue
         for dtype in options.dtype or ("float32", "bfloat16"):
-            for layout in options.layout or depthwise.LAYOUTS:
+            for layout in options.layout or op.DEFAULT_LAYOUTS:
                 row = op.run(case, dtype, layout, seconds)
                 print(report.line(report.plain(row)), file=sys.stderr, flush=True)
                 rows.append(row)

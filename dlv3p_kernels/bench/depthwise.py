@@ -20,6 +20,7 @@ from .timing import Spread, interleave, ratios
 OP = "depthwise_conv2d"
 BATCH = 2
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+DEFAULT_LAYOUTS = tuple(LAYOUTS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CHECKED_CHANNELS = 32
 _LEAST_ROUNDS = 5

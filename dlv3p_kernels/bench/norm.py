@@ -13,8 +13,10 @@ from torch import Tensor
 from ..explain import explain
 from ..ops import batch_norm_act
 from . import accuracy
-from .depthwise import BATCH, DTYPES, LAYOUTS
+from .depthwise import BATCH, DEFAULT_LAYOUTS, DTYPES, LAYOUTS
 from .timing import Spread, interleave, ratios
+
+__all__ = ["CASES", "DEFAULT_LAYOUTS", "OP", "Row", "run"]
 
 OP = "batch_norm_act"
 _EPS = 1e-5

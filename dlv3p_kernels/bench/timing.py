@@ -124,4 +124,4 @@ def ratios(of: Sequence[float], to: Sequence[float]) -> Spread:
 def _repeats(call: Call, clock: Clock) -> int:
     """How many calls fill a turn; finding out warms the call up."""
     call()
-    return max(1, min(_MOST_REPEATS, math.ceil(_TURN_SECONDS / clock(call, 2))))
+    return max(1, min(_MOST_REPEATS, math.ceil(_TURN_SECONDS / clock(call, 1))))

@@ -1,0 +1,339 @@
+"""Times a layer of ours against stock layers with the same parameters, and measures their memory.
+
+Inference is a forward in evaluation; a step is a forward in training and all gradients. In dtypes
+other than float32 both run under autocast, on an input of that dtype.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ASPP, SeparableConv2d
+from . import accuracy, memory
+from .goals import Goal, Verdict
+from .memory import Memory
+from .stock import stock_of
+from .timing import Spread, interleave, ratios
+
+Layer = SeparableConv2d | ASPP
+# By name; gradients have the names of what they are by.
+Results = dict[str, Tensor]
+# Maps are compared on so many channels, spread over all blocks.
+_CHECKED_CHANNELS = 32
+# Deviations that the norms in front of an activation shift its argument from its corner, some
+# channels downwards: rounding then decides about no gradient.
+_OFF_CORNER = 4.0
+_DOWNWARDS_EVERY = 16
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Milliseconds of one direction, the ratio of stock to ours, and the goal if there is one."""
+
+    stock_ms: Spread
+    ours_ms: Spread
+    ratio: Spread
+    rounds: int
+    goal: Goal | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class MemoryOfBoth:
+    """Memory of a step; the goal is on what is kept."""
+
+    stock: Memory
+    ours: Memory
+    goal: float | None
+    verdict: Verdict | None
+
+    @classmethod
+    def of(cls, stock: Memory, ours: Memory, goal: float | None) -> MemoryOfBoth:
+        """With the verdict."""
+        if goal is None:
+            return cls(stock, ours, None, None)
+        return cls(stock, ours, goal, "met" if ours.kept <= goal * stock.kept else "missed")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case in one dtype and layout; `failures` says what was not right, then nothing is timed.
+
+    `route` is the back end that serves ours; `count` says how often the layer is in Xception-65.
+    """
+
+    case: Any
+    dtype: str
+    layout: str
+    route: str
+    count: int
+    failures: list[str]
+    inference: Timed | None = None
+    step: Timed | None = None
+    memory: MemoryOfBoth | None = None
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Of a case; None where there is none."""
+
+    inference: Goal | None = None
+    step: Goal | None = None
+    kept: float | None = None
+
+
+def run(
+    case: Any,
+    dtype: str,
+    layout: str,
+    route: str,
+    bench: Bench,
+    goals: Goals,
+    seconds: float,
+    least: int = 5,
+) -> Row:
+    """Check and time one row.
+
+    `seconds` is the time for each of inference and step, `least` the rounds however long they take.
+    """
+    count = getattr(case, "count", 0)
+    if failures := bench.failures():
+        return Row(case, dtype, layout, route, count, failures)
+    return Row(
+        case, dtype, layout, route, count, [],
+        bench.time(bench.infer, goals.inference, seconds, least),
+        bench.time(bench.step, goals.step, seconds, least),
+        MemoryOfBoth.of(bench.memory(bench.stock), bench.memory(bench.ours), goals.kept),
+    )  # fmt: skip
+
+
+class Bench:
+    """A layer of ours, the stock layers, and their input.
+
+    Args:
+        layer: ours; its parameters and buffers are set.
+        x: its input.
+        residual: added to its result, or None.
+    """
+
+    def __init__(self, layer: Layer, x: Tensor, residual: Tensor | None = None) -> None:
+        self.ours: nn.Module = layer
+        fill(layer)
+        layer.to(x.device)
+        self.stock: nn.Module = stock_of(layer)
+        self.inputs = [x] if residual is None else [x, residual]
+        self.grad = _normal(7, self.infer(self.ours)())
+
+    def infer(self, layer: nn.Module) -> Callable[[], Tensor]:
+        """A forward in evaluation."""
+        layer.eval()
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return self._call(layer, self.inputs)
+
+        return forward
+
+    def step(self, layer: nn.Module) -> Callable[[], Sequence[Tensor]]:
+        """A forward in training and all gradients; gives the result and the gradients."""
+        layer.train()
+        leaves = self._leaves(layer)
+
+        def forward_and_backward() -> Sequence[Tensor]:
+            output = self._call(layer, leaves[: len(self.inputs)])
+            return output.detach(), *torch.autograd.grad(output, leaves, self.grad)
+
+        return forward_and_backward
+
+    def time(
+        self,
+        direction: Callable[[nn.Module], Callable[[], object]],
+        goal: Goal | None,
+        seconds: float,
+        least: int,
+    ) -> Timed:
+        """Time stock and ours in turns."""
+        calls = {"stock": direction(self.stock), "ours": direction(self.ours)}
+        stock, ours = interleave(calls, seconds, least).values()
+        ratio = ratios(stock, ours)
+        verdict = None if goal is None else goal.verdict(ratio.median, 0)
+        return Timed(Spread.of(stock), Spread.of(ours), ratio, len(ours), goal, verdict)
+
+    def memory(self, layer: nn.Module) -> Memory:
+        """What a step of a layer keeps and takes."""
+        layer.train()
+        leaves = self._leaves(layer)
+        return memory.of_step(
+            lambda: self._call(layer, leaves[: len(self.inputs)]),
+            lambda output: torch.autograd.grad(output, leaves, self.grad),
+            [*layer.parameters(), *layer.buffers()],
+            self.grad.device.type,
+        )
+
+    def failures(self) -> list[str]:
+        """What is less exact than the accuracy rule allows, in inference or in training."""
+        found = []
+        for training in (False, True):
+            exact = self.exact(training)
+            ours, stock = (self.results(layer, training) for layer in (self.ours, self.stock))
+            found += exact.objections(ours, stock)
+        return found
+
+    def results(self, layer: nn.Module, training: bool) -> Results:
+        """The result in evaluation, or in training with all gradients, by name."""
+        if not training:
+            return {"inference": _some(self.infer(layer)())}
+        output, *grads = self.step(layer)()
+        inputs = ("input", "residual")[: len(self.inputs)]
+        maps = zip(("output", *inputs), (output, *grads), strict=False)
+        parameters = zip(_names(layer), grads[len(self.inputs) :], strict=True)
+        return {name: _some(t) for name, t in maps} | dict(parameters)
+
+    def exact(self, training: bool) -> Exact:
+        """The same in float64."""
+        bench, layer = copy.copy(self), copy.deepcopy(self.stock).double()
+        # Stock PyTorch is slow on channels_last in float64.
+        bench.inputs = [t.double().contiguous() for t in self.inputs]
+        bench.grad = self.grad.double().contiguous()
+        sums: dict[str, float] = {}
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # hooks do not bear it
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_full_backward_hook(partial(_note_sum, sums, f"{name}.bias"))
+        results = bench.results(layer, training)
+        if self.inputs[0].size(0) == 2:
+            # The gradients of a norm of two values all but cancel.
+            results.pop("image_pooling.conv.weight", None)
+        return Exact(results, sums, self.grad.dtype)
+
+    def copies(self, count: int) -> list[Bench]:
+        """So many of the same, on inputs of their own."""
+        made = [copy.copy(self) for _ in range(count)]
+        for bench in made:
+            bench.inputs, bench.grad = [t.clone() for t in self.inputs], self.grad.clone()
+        return made
+
+    def _leaves(self, layer: nn.Module) -> list[Tensor]:
+        return [*(t.detach().requires_grad_() for t in self.inputs), *layer.parameters()]
+
+    @staticmethod
+    def _call(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+        with _precision(inputs[0]):
+            output: Tensor = layer(*inputs)
+        return output
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Results in float64, and how far off others may be that were computed in `dtype`.
+
+    Shifts in front of another batch norm have gradients that cancel; what is summed up for them has
+    been rounded itself. `sums` holds the largest of the sums of absolute terms for these.
+    """
+
+    results: Results
+    sums: dict[str, float]
+    dtype: torch.dtype
+
+    def objections(self, ours: Results, stock: Results) -> list[str]:
+        """What of ours is less exact than the accuracy rule allows."""
+        found = []
+        for name, exact in self.results.items():
+            value = exact.cpu().numpy()
+            error = accuracy.error(ours[name], value)
+            floor = accuracy.floor(self.dtype, value, abs(value))
+            if name in self.sums:
+                floor += accuracy.rounding_unit(self.dtype) * self.sums[name] / abs(value).max()
+            limit = accuracy.allowed(accuracy.error(stock[name], value), floor)
+            if not error <= limit:
+                what = name if name in ("inference", "output") else f"{name} gradient"
+                found.append(f"{what}: error {error:.3g}, allowed {limit:.3g}")
+        return found
+
+
+def _note_sum(
+    sums: dict[str, float], name: str, _module: nn.Module, _input: Any, grads: tuple[Tensor, ...]
+) -> None:
+    sums[name] = float(grads[0].abs().sum((0, 2, 3)).max())
+
+
+def _names(layer: nn.Module) -> list[str]:
+    """Of the parameters, without what torch.compile puts in front."""
+    return [name.removeprefix("_orig_mod.") for name, _ in layer.named_parameters()]
+
+
+def _precision(x: Tensor) -> AbstractContextManager[object]:
+    if x.dtype in (torch.float32, torch.float64):
+        return nullcontext()
+    return torch.autocast(x.device.type, x.dtype)
+
+
+def _some(map: Tensor) -> Tensor:
+    few = torch.linspace(0, map.size(1) - 1, _CHECKED_CHANNELS).round().long().unique()
+    return map[:, few.to(map.device)]
+
+
+def _normal(seed: int, like: Tensor) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.empty_like(like).normal_(generator=generator)
+
+
+def normal_map(
+    seed: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    device: str = "cpu",
+) -> Tensor:
+    """Normally distributed values, the same at every call."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made = torch.randn(tuple(shape), generator=generator, device=device).to(dtype)
+    return made.contiguous(memory_format=layout)
+
+
+@torch.no_grad()
+def fill(layer: Layer) -> None:
+    """Give parameters and buffers values, the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    for conv in layer.modules():
+        if isinstance(conv, nn.Conv2d):
+            deviation = conv.weight[0].numel() ** -0.5
+            conv.weight.normal_(0, deviation, generator=generator)
+    for norm, activation in _norms(layer):
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.normal_(generator=generator)
+        if activation != "identity":
+            down = torch.arange(norm.num_features) % _DOWNWARDS_EVERY == 1
+            norm.bias.copy_(_OFF_CORNER * norm.weight * torch.where(down, -1.0, 1.0))
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.normal_(0, 0.1, generator=generator)
+        norm.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def _norms(layer: Layer) -> Iterator[tuple[nn.BatchNorm2d, str]]:
+    """Every batch norm, and the activation behind it."""
+    separable = layer.atrous if isinstance(layer, ASPP) else [layer]
+    for part in separable:
+        if isinstance(part, SeparableConv2d):
+            yield from (
+                (norm, activation)
+                for norm, activation in (
+                    (part.depthwise_bn, part.depthwise_activation),
+                    (part.pointwise_bn, part.pointwise_activation),
+                )
+                if isinstance(norm, nn.BatchNorm2d)
+            )
+    if isinstance(layer, ASPP):
+        rest = (layer.image_pooling, layer.conv1x1, *layer.atrous, layer.projection)
+        for part in rest:
+            if not isinstance(part, SeparableConv2d):
+                yield part.bn, layer.activation
