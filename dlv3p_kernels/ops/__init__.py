@@ -1,6 +1,7 @@
 """The public functions, one file per op family: schema, checks, fake, autograd."""
 
 from ..fusion import BatchNorm, Branch, ChannelAffine
+from . import _upsample_operators  # noqa: F401 registers the operators
 from .aspp import aspp
 from .depthwise import depthwise_conv2d
 from .depthwise_fused import depthwise_conv2d_with_statistics
