@@ -5,5 +5,13 @@ from .aspp import ASPP
 from .depthwise import DepthwiseConv2d
 from .norm import BatchNormAct2d
 from .separable import SeparableConv2d
+from .upsample_loss import UpsampleCrossEntropyLoss
 
-__all__ = ["ASPP", "BatchNormAct2d", "DepthwiseConv2d", "SeparableConv2d", "batch_norm_of"]
+__all__ = [
+    "ASPP",
+    "BatchNormAct2d",
+    "DepthwiseConv2d",
+    "SeparableConv2d",
+    "UpsampleCrossEntropyLoss",
+    "batch_norm_of",
+]

@@ -111,7 +111,7 @@ def _register(library: torch.library.Library) -> None:
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)
         torch.library.register_fake(f"{library.ns}::{name}", _FAKES[name], lib=library)
-    derivatives = {
+    derivatives: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "upsample_cross_entropy": (partial(_backward, ops), _setup_context),
         "class_weight_sum": (_no_derivative, _setup_constant),
         "upsample_argmax": (_no_derivative, _setup_constant),
@@ -121,8 +121,10 @@ def _register(library: torch.library.Library) -> None:
         torch.library.register_autograd(
             f"{library.ns}::{name}", backward, setup_context=setup_context, lib=library
         )
+    # A few passes over the target: in every namespace, for those that have no kernel for it.
+    library.impl("class_weight_sum", reference.class_weight_sum, "CompositeExplicitAutograd")
 
 
 # Compiled kernels register under CPU and win; every other device runs the definition.
-for _name in _SCHEMAS:
+for _name in ("upsample_cross_entropy", "upsample_cross_entropy_backward", "upsample_argmax"):
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
