@@ -8,10 +8,9 @@
 namespace dlv3p {
 namespace {
 
-// What a task holds shall stay in a core's first-level cache; narrower tiles cost more than they
-// give.
-constexpr int64_t kTileBytes = 32 * 1024;
-constexpr int64_t kLeastTile = 32;
+// What a task holds shall stay in a core's own caches; narrower tiles cost more than they give.
+constexpr int64_t kTileBytes = 64 * 1024;
+constexpr int64_t kLeastTile = 128;
 constexpr int64_t kMostTile = 256;
 // Whole vectors of every instruction set and type.
 constexpr int64_t kTileStep = 16;

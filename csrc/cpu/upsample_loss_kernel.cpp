@@ -61,6 +61,9 @@ class Forward {
       store(logits_ + k * L, z);
       most = larger(z, most);
     }
+    const auto labels = load_bits<IntVec<A>>(pixels_.labels() + v);
+    const auto of_a_class = labels < 0 ? IntVec<A>{} : labels;
+    const V on_label = gather(logits_, of_a_class * LaneInt<A>{L} + lane_numbers<A>());
     V sum = {};
     V weighted = {};
     if (u_.label_smoothing == 0) {
@@ -73,22 +76,14 @@ class Forward {
       }
     }
     const V log_sum = log(sum);
-    V loss = load(pixels_.weights() + v) * ((most - on_label(v)) + log_sum);
+    V loss = load(pixels_.weights() + v) * ((most - on_label) + log_sum);
     if (u_.label_smoothing != 0) {
       loss += share_of<A>(u_) * (static_cast<A>(u_.weight_sum) * log_sum - weighted);
     }
     // Whatever the logits of an ignored pixel are.
-    loss = load_bits<IntVec<A>>(pixels_.labels() + v) < 0 ? V{} : loss;
+    loss = labels < 0 ? V{} : loss;
     put(static_cast<A*>(u_.loss) + at, loss, count);
     put(static_cast<A*>(u_.logsumexp) + at, most + log_sum, count);
-  }
-
-  V on_label(int64_t v) const {
-    A found[L];
-    for (int64_t i = 0; i < L; ++i) {
-      found[i] = logits_[max_of(pixels_.labels()[v + i], 0) * L + i];
-    }
-    return load(found);
   }
 
   static void put(A* to, V value, int64_t count) {

@@ -21,6 +21,14 @@ using LaneInt = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 template <class A>
 using IntVec = decltype(Vec<A>{} < Vec<A>{});
 
+// 0, 1, 2, ...
+template <class A>
+DLV3P_INLINE IntVec<A> lane_numbers() {
+  IntVec<A> numbers;
+  for (int i = 0; i < kLanesOf<A>; ++i) numbers[i] = i;
+  return numbers;
+}
+
 // Hands out pieces of a task's scratch memory, each beginning on a cache line.
 class Arena {
  public:
