@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks, dispatch
 from .._checks import Ints
+from ._upsample import call, check_logits
 
 _OP = "upsample_argmax"
 _DTYPES = (torch.int64, torch.uint8)
@@ -77,7 +78,7 @@ def upsample_argmax(
     Segmentation", ECCV 2018, section 3.
     """
     height, width = _check(logits, size, dtype)
-    name = dispatch.choose(_call(logits))
+    name = dispatch.choose(call(_OP, logits, (height, width), few=0))
     as_uint8 = dtype == torch.uint8
     if name == dispatch.REFERENCE:
         index, probability = _stock(logits, (height, width), align_corners, return_probability)
@@ -103,12 +104,7 @@ def _stock(
 
 def _check(logits: Tensor, size: Ints, dtype: torch.dtype) -> list[int]:
     """Raise unless the arguments fit each other; height and width."""
-    _checks.tensor(_OP, "logits", logits, 4)
-    if 0 in logits.shape[1:]:
-        raise ValueError(
-            f"{_OP}: logits must have at least one class, row and column, got shape"
-            f" {tuple(logits.shape)}"
-        )
+    check_logits(_OP, logits)
     if dtype not in _DTYPES:
         raise TypeError(f"{_OP}: dtype must be one of {_DTYPES}, got {dtype!r}")
     if dtype == torch.uint8 and logits.size(1) > 256:
@@ -116,16 +112,10 @@ def _check(logits: Tensor, size: Ints, dtype: torch.dtype) -> list[int]:
     return _checks.integers(_OP, "size", size, (2,), 1)
 
 
-def _call(logits: Tensor) -> dispatch.Call:
-    unfit = "the input is empty" if logits.size(0) == 0 else None
-    return dispatch.Call(_OP, logits, unfit, dispatch.no_gpu_record(logits))
-
-
 def _explain(
     *, logits: Tensor, size: Ints, dtype: torch.dtype, align_corners: bool, return_probability: bool
 ) -> dispatch.Call:
-    _check(logits, size, dtype)
-    return _call(logits)
+    return call(_OP, logits, _check(logits, size, dtype), few=0)
 
 
 dispatch.CALLS[upsample_argmax] = _explain

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _checks, dispatch, reference
 from . import _hard_pixels
 from ._common import vector_dtype
+from ._upsample import call, check_logits
 
 _OP = "upsample_cross_entropy"
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -192,12 +193,7 @@ def _result_dtype(logits: Tensor) -> torch.dtype:
 def _check(loss: _Loss, reduction: str, mining: _Mining, all_ignored: str) -> None:
     """Raise unless the arguments fit each other."""
     logits, target = loss.logits, loss.target
-    _checks.tensor(_OP, "logits", logits, 4)
-    if 0 in logits.shape[1:]:
-        raise ValueError(
-            f"{_OP}: logits must have at least one class, row and column, got shape"
-            f" {tuple(logits.shape)}"
-        )
+    check_logits(_OP, logits)
     if not isinstance(target, Tensor):
         raise TypeError(f"{_OP}: target must be a torch.Tensor, got {type(target).__name__}")
     if target.dtype not in _TARGET_DTYPES:
@@ -240,16 +236,15 @@ def _check_options(loss: _Loss, reduction: str, mining: _Mining, all_ignored: st
         raise ValueError(f"{_OP}: ohem_min_kept must be at least 0, got {mining.ohem_min_kept}")
 
 
+# Where the lines cross on the CPU (docs/upsample.md).
+_FEW = 2**15
+
+
 def _call(loss: _Loss) -> dispatch.Call:
-    return dispatch.Call(_OP, loss.logits, _unfit(loss), dispatch.no_gpu_record(loss.logits))
-
-
-def _unfit(loss: _Loss) -> str | None:
-    if loss.logits.size(0) == 0:
-        return "the input is empty"
-    if loss.weight is not None and loss.weight.requires_grad and torch.is_grad_enabled():
-        return "the weight requires gradients"
-    return None
+    weight = loss.weight
+    learned = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+    unfit = "the weight requires gradients" if learned else None
+    return call(_OP, loss.logits, loss.target.shape[-2:], _FEW, unfit)
 
 
 def _explain(
