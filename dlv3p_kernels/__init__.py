@@ -14,6 +14,8 @@ from .ops import (
     depthwise_conv2d,
     depthwise_conv2d_with_statistics,
     separable_conv2d,
+    upsample_argmax,
+    upsample_cross_entropy,
 )
 
 __all__ = [
@@ -31,4 +33,6 @@ __all__ = [
     "reference",
     "separable_conv2d",
     "status",
+    "upsample_argmax",
+    "upsample_cross_entropy",
 ]

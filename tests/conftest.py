@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from parity_files import WITHOUT_CUDA_KERNELS
 
 import dlv3p_kernels as dk
 from dlv3p_kernels import _library, backends
@@ -46,7 +47,11 @@ def _add_emulated() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kernels' tests in dtypes that the back end under test does not have."""
+    """Leave out the kernels' tests, or those in some dtypes, that the back end does not have."""
+    if config.getoption("--backend") in ("cuda", "emulated"):
+        left_out = [item for item in items if item.path.name in WITHOUT_CUDA_KERNELS]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.path.name not in WITHOUT_CUDA_KERNELS]
     dtypes = backends.BACKENDS[config.getoption("--backend")].dtypes
     left_out = [
         item

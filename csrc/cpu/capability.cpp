@@ -5,16 +5,20 @@
 
 namespace dlv3p {
 
-extern const GatherCode gather_code_default;
-extern const NormCode norm_code_default;
+// What each set of *_kernel.cpp defines, and which of them belong together.
+#define DLV3P_DECLARE_CODE(isa)                               \
+  extern const GatherCode gather_code_##isa;                  \
+  extern const NormCode norm_code_##isa;                      \
+  extern const UpsampleArgmaxCode upsample_argmax_code_##isa; \
+  extern const UpsampleLossCode upsample_loss_code_##isa;
+#define DLV3P_CODE(isa) \
+  {gather_code_##isa, norm_code_##isa, upsample_argmax_code_##isa, upsample_loss_code_##isa}
 
+DLV3P_DECLARE_CODE(default)
 #if defined(__x86_64__)
-extern const GatherCode gather_code_avx2;
-extern const NormCode norm_code_avx2;
-extern const GatherCode gather_code_avx512;
-extern const NormCode norm_code_avx512;
-extern const GatherCode gather_code_avx512_bf16;
-extern const NormCode norm_code_avx512_bf16;
+DLV3P_DECLARE_CODE(avx2)
+DLV3P_DECLARE_CODE(avx512)
+DLV3P_DECLARE_CODE(avx512_bf16)
 #endif
 
 namespace {
@@ -23,13 +27,15 @@ namespace {
 struct Code {
   const GatherCode& gather;
   const NormCode& norm;
+  const UpsampleArgmaxCode& upsample_argmax;
+  const UpsampleLossCode& upsample_loss;
 };
 
 Code choose() {
 #if defined(__x86_64__)
   const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string limit = variable ? variable : "";
-  if (limit == "default") return {gather_code_default, norm_code_default};
+  if (limit == "default") return DLV3P_CODE(default);
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
@@ -37,12 +43,12 @@ Code choose() {
                       __builtin_cpu_supports("avx512dq");
   if (avx512 && limit != "avx2") {
     const bool bf16 = __builtin_cpu_supports("avx512bf16") && limit != "avx512";
-    if (bf16) return {gather_code_avx512_bf16, norm_code_avx512_bf16};
-    return {gather_code_avx512, norm_code_avx512};
+    if (bf16) return DLV3P_CODE(avx512_bf16);
+    return DLV3P_CODE(avx512);
   }
-  if (avx2) return {gather_code_avx2, norm_code_avx2};
+  if (avx2) return DLV3P_CODE(avx2);
 #endif
-  return {gather_code_default, norm_code_default};
+  return DLV3P_CODE(default);
 }
 
 const Code& code() {
@@ -54,5 +60,7 @@ const Code& code() {
 
 const GatherCode& gather_code() { return code().gather; }
 const NormCode& norm_code() { return code().norm; }
+const UpsampleArgmaxCode& upsample_argmax_code() { return code().upsample_argmax; }
+const UpsampleLossCode& upsample_loss_code() { return code().upsample_loss; }
 
 }  // namespace dlv3p

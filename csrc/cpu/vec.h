@@ -139,6 +139,19 @@ DLV3P_INLINE void store(Float16* p, Vec<float> v) {
 }
 #endif
 
+// from[index] of every lane.
+template <class A, class I>
+DLV3P_INLINE Vec<A> gather(const A* from, I index) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_i32gather_ps((__m512i)index, from, 4);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_i32gather_ps(from, (__m256i)index, 4);
+#endif
+  Vec<A> v;
+  for (int i = 0; i < kLanesOf<A>; ++i) v[i] = from[index[i]];
+  return v;
+}
+
 template <class V>
 DLV3P_INLINE bool all_zero(const V& v) {
   bool zero = true;

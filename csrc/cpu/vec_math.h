@@ -67,6 +67,50 @@ DLV3P_INLINE Vec<double> exp(Vec<double> x) {
   return x;
 }
 
+// The natural logarithm to 1 unit in the last place, of positive normal numbers; NaN stays.
+//
+// x = 2^e f with f in [sqrt(1/2), sqrt(2)), log x = e ln 2 + log f, and log(1 + r) = r - r^2 / 2 +
+// r^3 q(r) with the q of degree 8 of S. Moshier's Cephes library (logf.c).
+DLV3P_INLINE Vec<float> log(Vec<float> x) {
+  const IVec bits = bit_cast<IVec>(x);
+  const IVec sqrt_half = IVec{} + bit_cast<int32_t>(0x1.6a09e6p-1f);
+  const IVec exponent = (bits - sqrt_half) >> 23;
+  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);
+  const Vec<float> r = bit_cast<Vec<float>>(bits - (exponent << 23)) - 1.0f;
+  const Vec<float> square = r * r;
+  Vec<float> q = r * 7.0376836292e-2f - 1.1514610310e-1f;
+  q = q * r + 1.1676998740e-1f;
+  q = q * r - 1.2420140846e-1f;
+  q = q * r + 1.4249322787e-1f;
+  q = q * r - 1.6668057665e-1f;
+  q = q * r + 2.0000714765e-1f;
+  q = q * r - 2.4999993993e-1f;
+  q = q * r + 3.3333331174e-1f;
+  // ln 2 in two parts, the larger last.
+  Vec<float> y = q * r * square - e * 2.12194440e-4f;
+  y = y - square * 0.5f + r;
+  y = y + e * 0.693359375f;
+  return x == x ? y : x;
+}
+
+DLV3P_INLINE Vec<double> log(Vec<double> x) {
+  for (int i = 0; i < kLanesOf<double>; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
+
+// The larger one; the second where either is NaN.
+DLV3P_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+DLV3P_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+
 // --- activations ---------------------------------------------------------------------------------
 
 template <Activation k>

@@ -5,12 +5,14 @@ from .aspp import ASPP
 from .depthwise import DepthwiseConv2d
 from .norm import BatchNormAct2d
 from .separable import SeparableConv2d
+from .upsample_loss import UpsampleCrossEntropyLoss
 
 __all__ = [
     "ASPP",
     "BatchNormAct2d",
     "DepthwiseConv2d",
     "SeparableConv2d",
+    "UpsampleCrossEntropyLoss",
     "apply_batch_norm",
     "batch_norm_of",
 ]

@@ -21,6 +21,12 @@ from .norm import (
     batch_norm_stats,
 )
 from .separable import depthwise_conv2d_statistics, separable_conv2d, separable_conv2d_fused
+from .upsample import (
+    class_weight_sum,
+    upsample_argmax,
+    upsample_cross_entropy,
+    upsample_cross_entropy_backward,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +38,7 @@ __all__ = [
     "batch_norm_finalise",
     "batch_norm_stats",
     "channel_affine",
+    "class_weight_sum",
     "dense_branch",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
@@ -40,4 +47,7 @@ __all__ = [
     "depthwise_conv2d_statistics",
     "separable_conv2d",
     "separable_conv2d_fused",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
 ]
