@@ -64,13 +64,15 @@ def store_moments(moments, partials, channel, channel_ok, channels, NHWC: tl.con
 
 @triton.jit
 def store_tile_moments(tile, ok, partials, channel, channel_ok, channels):
-    """The same of one tile (lanes, channels), each lane a single value; `ok` is (lanes, 1)."""
+    """The same of one tile (lanes, channels), each lane a single value; `ok` is (lanes, 1).
+
+    The level is the mean, as it comes out at first; what it lacks is the mean beyond it.
+    """
     counts = sum_lanes(tl.where(ok, 1.0, 0.0), True)
-    level = nearest_to_zero(tile, ok, True)
+    level = sum_lanes(tl.where(ok, tile, 0.0), True) / tl.maximum(counts, 1.0)
     distance = tl.where(ok, tile - level, 0.0)
     common = sum_lanes(distance, True) / tl.maximum(counts, 1.0)
-    distance = tl.where(ok, distance - common, 0.0)
-    squares = sum_lanes(distance * distance, True)
+    squares = sum_lanes(distance * distance, True) - counts * common * common
     _store_row(counts, level, common, squares, partials, channel, channel_ok, channels)
 
 

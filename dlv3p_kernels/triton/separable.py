@@ -17,6 +17,7 @@ from ..ops._separable_operators import composed
 from . import launch, separable_plan
 from .depthwise_geometry import Geometry
 from .separable_kernels import (
+    TABLE_CHANNELS,
     TABLE_EXTRA,
     separable_finish_kernel,
     separable_fwd_kernel,
@@ -24,7 +25,6 @@ from .separable_kernels import (
 )
 from .separable_plan import BLOCK_K, Plan
 
-_TABLE_CHANNELS = 128
 _WARPS, _STAGES = 8, 2
 OPTIONS = {"num_warps": _WARPS, "num_stages": _STAGES, "enable_fp_fusion": True}
 # Tile of the kernel that adds up parts.
@@ -126,12 +126,12 @@ def _table(
 ) -> Tensor:
     """All per-channel values of the first half, float32 (rows, channels rounded up)."""
     channels, taps = dw_weight.size(0), dw_weight.size(2) * dw_weight.size(3)
-    pitch = triton.cdiv(channels, _TABLE_CHANNELS) * _TABLE_CHANNELS
-    table = dw_weight.new_empty(taps + TABLE_EXTRA.value, pitch, dtype=torch.float32)
+    programs = triton.cdiv(channels, TABLE_CHANNELS.value)
+    table = dw_weight.new_empty(taps + TABLE_EXTRA.value, programs * TABLE_CHANNELS.value, dtype=torch.float32)
     vectors = [launch.vector(v) for v in (dw_bias, in_scale, in_shift, mid_scale, mid_shift)]
-    separable_table_kernel[(pitch // _TABLE_CHANNELS,)](
-        dw_weight.contiguous(), *vectors, table, channels, pitch,
-        TAPS=taps, CHANNELS=_TABLE_CHANNELS, **launch.OPTIONS,
+    separable_table_kernel[(programs,)](
+        dw_weight.contiguous(), *vectors, table, channels,
+        TAPS=taps, **launch.OPTIONS,
     )  # fmt: skip
     return table
 
@@ -167,7 +167,7 @@ def _run(
         sums, partials if whole else None,
         batch, in_channels // in_unit, out_channels // out_unit, *source_size, *result_size,
         *geometry.stride, *(-p for p in geometry.before), *geometry.dilation, h.step, w.step,
-        h.phases, w.phases, h.segments, w.segments, table.size(1), steps,
+        h.phases, w.phases, h.segments, w.segments, steps,
         IN_UNIT=in_unit, OUT_UNIT=out_unit, KH=geometry.kernel[0], KW=geometry.kernel[1],
         EVEN=in_channels % BLOCK_K == 0, BLOCK_K=BLOCK_K, BLOCK_N=plan.block_n, WIDE=wide,
         **plan.blocks.constants, **activations, **end.constants, **OPTIONS,

@@ -16,37 +16,52 @@ import triton
 import triton.language as tl
 
 from .blocks import (
+    activate,
     finished,
-    load_activated,
     load_affine,
     load_bias,
     load_vector,
     multiply_add,
     put,
+    scaled,
 )
 from .moments import store_tile_moments
 
 RUNTIME = ["batch", "in_units", "out_units", "source_h", "source_w", "result_h", "result_w",
            "stride_h", "stride_w", "offset_h", "offset_w", "dilation_h", "dilation_w", "step_h",
-           "step_w", "phases_h", "phases_w", "segments_h", "segments_w", "pitch", "steps"]  # fmt: skip
-# Rows of the table behind the taps: what the sums begin with, then scale and shift of the prologue.
+           "step_w", "phases_h", "phases_w", "segments_h", "segments_w", "steps"]  # fmt: skip
+# Values of a channel in the table beside its taps: what the sums begin with, then scale and shift of
+# the prologue.
 TABLE_EXTRA: tl.constexpr = tl.constexpr(3)
+# Channels that lie together in the table: 16 bytes of each value follow the other.
+TABLE_GROUP: tl.constexpr = tl.constexpr(4)
+# Channels of a program that makes it; their number is rounded up to a multiple of this.
+TABLE_CHANNELS: tl.constexpr = tl.constexpr(128)
+# Slices of columns in which a tile is finished: a few copies of one must fit in the registers beside
+# the others.
+SLICES: tl.constexpr = tl.constexpr(8)
 
 
-@triton.jit(do_not_specialize=["channels", "pitch"])
+@triton.jit
+def in_table(table, channel, TAPS: tl.constexpr):
+    """Where the values of a channel lie in the table, TABLE_GROUP apart."""
+    groups = channel // TABLE_GROUP * ((TAPS + TABLE_EXTRA) * TABLE_GROUP)
+    return table + groups + channel % TABLE_GROUP
+
+
+@triton.jit(do_not_specialize=["channels"])
 def separable_table_kernel(
-    weight, bias, in_scale, in_shift, mid_scale, mid_shift, table, channels, pitch,
-    TAPS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """What every channel needs, as float32 (TAPS + TABLE_EXTRA, pitch); 0 beyond the last channel.
+    weight, bias, in_scale, in_shift, mid_scale, mid_shift, table, channels, TAPS: tl.constexpr
+):
+    """What every channel needs, as float32 (groups, TAPS + TABLE_EXTRA, TABLE_GROUP).
 
     The affine between the halves is part of it: its scale is in the taps, its shift in the value
-    that the sums begin with.
+    that the sums begin with. Everything is 0 beyond the last channel.
     """
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    channel = tl.program_id(0) * TABLE_CHANNELS + tl.arange(0, TABLE_CHANNELS)
     ok = channel < channels
-    to = table + channel
-    start = tl.zeros([CHANNELS], tl.float32)
+    to = in_table(table, channel, TAPS)
+    start = tl.zeros([TABLE_CHANNELS], tl.float32)
     if bias is not None:
         start = load_vector(bias, channel, ok)
     middle = load_affine(mid_scale, mid_shift, channel, ok)
@@ -56,11 +71,11 @@ def separable_table_kernel(
         tap = load_vector(weight + t, channel * TAPS, ok)
         if len(middle) == 2:
             tap = tap * middle[0]
-        tl.store(to + t * pitch, tap)
-    tl.store(to + TAPS * pitch, start)
+        tl.store(to + t * TABLE_GROUP, tap)
+    tl.store(to + TAPS * TABLE_GROUP, start)
     before = load_affine(in_scale, in_shift, channel, ok)
     for i in tl.static_range(len(before)):
-        tl.store(to + (TAPS + 1 + i) * pitch, before[i])
+        tl.store(to + (TAPS + 1 + i) * TABLE_GROUP, before[i])
 
 
 @triton.jit
@@ -73,16 +88,10 @@ def lane_axis(lane, phases, segments, step, OUT: tl.constexpr):
 
 @triton.jit
 def stacked(tiles):
-    """1, 2 or 4 tiles one below the other."""
-    if len(tiles) == 1:
-        return tiles[0]
-    elif len(tiles) == 2:
-        both = tl.permute(tl.join(tiles[0], tiles[1]), (2, 0, 1))
-        return tl.reshape(both, [2 * both.shape[1], both.shape[2]])
-    else:
-        upper, lower = tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3])
-        four = tl.permute(tl.join(upper, lower), (3, 2, 0, 1))
-        return tl.reshape(four, [4 * four.shape[2], four.shape[3]])
+    """Four tiles one below the other."""
+    upper, lower = tl.join(tiles[0], tiles[1]), tl.join(tiles[2], tiles[3])
+    four = tl.permute(tl.join(upper, lower), (3, 2, 0, 1))
+    return tl.reshape(four, [4 * four.shape[2], four.shape[3]])
 
 
 @triton.constexpr_function
@@ -93,7 +102,7 @@ def reaches(k, size):
 
 @triton.jit
 def depthwise_tile(
-    source, table, channel, channel_ok, channels, pitch, row, column, lane_ok,
+    source, table, channel, channel_ok, channels, row, column, lane_ok,
     source_h, source_w, dilation_h, dilation_w,
     KH: tl.constexpr, KW: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
     APART_H: tl.constexpr, APART_W: tl.constexpr, FIRST_H: tl.constexpr, LAST_H: tl.constexpr,
@@ -106,14 +115,15 @@ def depthwise_tile(
     (r, s) has its tap (kh, kw) at i = r * APART_H + kh, j = s * APART_W + kw in units of dilation.
     Taps outside FIRST to LAST lie outside the map for every lane.
     """
+    values = in_table(table, channel, KH * KW)
     taps = ()
     for t in tl.static_range(KH * KW):
-        taps = taps + (tl.load(table + t * pitch + channel),)
+        taps = taps + (tl.load(values + t * TABLE_GROUP),)
+    values += KH * KW * TABLE_GROUP
+    start = tl.load(values) + tl.zeros_like(row)
     before = ()
     if PROLOGUE:
-        at = table + (KH * KW + 1) * pitch + channel
-        before = (tl.load(at), tl.load(at + pitch))
-    start = tl.load(table + KH * KW * pitch + channel) + tl.zeros_like(row)
+        before = (tl.load(values + TABLE_GROUP), tl.load(values + 2 * TABLE_GROUP))
     sums = ()
     for _ in tl.static_range(OUT_H * OUT_W):
         sums = sums + (start,)
@@ -124,7 +134,8 @@ def depthwise_tile(
             x = column + j * dilation_w
             inside = y_ok & (x >= 0) & (x < source_w)
             at = source + (i * dilation_h * source_w + j * dilation_w) * channels
-            value = load_activated(at, inside & channel_ok, before, IN_ACTIVATION)
+            value = tl.load(at, mask=inside & channel_ok, other=0.0).to(tl.float32)
+            value = activate(scaled(value, before), IN_ACTIVATION)
             for r in tl.static_range(OUT_H):
                 for s in tl.static_range(OUT_W):
                     if reaches(i - r * APART_H, KH) and reaches(j - s * APART_W, KW):
@@ -136,6 +147,25 @@ def depthwise_tile(
         value = finished(sums[out], (), (), MID_ACTIVATION)
         rounded = rounded + (value.to(source.dtype.element_ty),)
     return stacked(rounded)
+
+
+@triton.jit
+def halves(tile):
+    """The left and the right half of the columns; both stay in the registers they are in."""
+    parts = tl.reshape(tile, [tile.shape[0], 2, tile.shape[1] // 2])
+    return tl.split(tl.permute(parts, (0, 2, 1)))
+
+
+@triton.jit
+def slices(tile, COUNT: tl.constexpr):
+    """The columns in COUNT parts, a power of two; fewer where they would have less than 16 each."""
+    parts = (tile,)
+    for _ in tl.static_range(5):
+        if len(parts) < COUNT and parts[0].shape[1] >= 32:
+            wide, parts = parts, ()
+            for i in tl.static_range(len(wide)):
+                parts = parts + halves(wide[i])
+    return parts
 
 
 @triton.jit
@@ -166,7 +196,7 @@ def separable_fwd_kernel(
     source, table, pw_weight, pw_bias, out_scale, out_shift, residual, result, sums, partials,
     batch, in_units, out_units, source_h, source_w, result_h, result_w,
     stride_h, stride_w, offset_h, offset_w, dilation_h, dilation_w, step_h, step_w,
-    phases_h, phases_w, segments_h, segments_w, pitch, steps,
+    phases_h, phases_w, segments_h, segments_w, steps,
     IN_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     OUT_H: tl.constexpr, OUT_W: tl.constexpr, APART_H: tl.constexpr, APART_W: tl.constexpr,
     FIRST_H: tl.constexpr, LAST_H: tl.constexpr, FIRST_W: tl.constexpr, LAST_W: tl.constexpr,
@@ -206,7 +236,7 @@ def separable_fwd_kernel(
         if first + step * BLOCK_K < in_channels:
             left = depthwise_tile(
                 from_ + channel[None, :], table, channel[None, :],
-                EVEN or (channel < in_channels)[None, :], in_channels, pitch, y, x, lane_ok,
+                EVEN or (channel < in_channels)[None, :], in_channels, y, x, lane_ok,
                 source_h, source_w, dilation_h, dilation_w,
                 KH, KW, OUT_H, OUT_W, APART_H, APART_W, FIRST_H, LAST_H, FIRST_W, LAST_W,
                 PROLOGUE, IN_ACTIVATION, MID_ACTIVATION,
@@ -221,15 +251,19 @@ def separable_fwd_kernel(
     pixel = (image[None, :] * result_h + row) * result_w + column
     pixel = tl.reshape(pixel, [OUT_H * OUT_W * LANES])[:, None]
     pixel_ok = tl.reshape(pixel_ok, [OUT_H * OUT_W * LANES])[:, None]
-    if sums is None:
-        finish_tile(
-            total, pixel, pixel_ok, n[None, :], out_channels, pw_bias, out_scale, out_shift,
-            residual, result, partials, OUT_ACTIVATION, STATISTICS,
-        )  # fmt: skip
-    else:
-        part = tl.program_id(2).to(tl.int64) * batch * result_h * result_w * out_channels
-        ok = pixel_ok & (n < out_channels)[None, :]
-        tl.store(sums + part + pixel * out_channels + n[None, :], total, mask=ok)
+    parts = slices(total, SLICES)
+    columns: tl.constexpr = parts[0].shape[1]
+    for i in tl.static_range(len(parts)):
+        n = tl.program_id(1) * BLOCK_N + i * columns + tl.arange(0, columns)[None, :]
+        if sums is None:
+            finish_tile(
+                parts[i], pixel, pixel_ok, n, out_channels, pw_bias, out_scale, out_shift,
+                residual, result, partials, OUT_ACTIVATION, STATISTICS,
+            )  # fmt: skip
+        else:
+            part = tl.program_id(2).to(tl.int64) * batch * result_h * result_w * out_channels
+            at = sums + part + pixel * out_channels + n
+            tl.store(at, parts[i], mask=pixel_ok & (n < out_channels))
 
 
 @triton.jit(do_not_specialize=["pixels", "out_units", "parts"])

@@ -34,8 +34,11 @@ _LEAST_BLOCK_N = 16
 # keep them in a memory of their own.
 _WIDE_BLOCK_N, _BLOCK_N = 256, 128
 _WIDE_CAPABILITIES = (9, 10)
-# Outputs of a lane, along height and width.
-BLOCKS = ((2, 2), (2, 1), (1, 2), (1, 1))
+# Outputs of a lane, along height and width: four, so that a thread has four channels. With eight,
+# their weights alone would take 72 registers.
+BLOCKS = ((2, 2), (4, 1), (1, 4))
+# With more source elements than these under way, a wide accumulator does not fit beside them.
+_MOST_READS = 18
 # Taps whose weights fit in the registers.
 _MOST_TAPS = 9
 _BANDWIDTH = 3.0e12
