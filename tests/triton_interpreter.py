@@ -1,8 +1,8 @@
 """Makes Triton's interpreter round as GPUs do, and several times faster.
 
 Converting float32 to bfloat16, it cuts bits off, where GPUs (and the compiled kernels) round to the
-nearest; here it rounds too. Products of bfloat16 matrices it forms of their bits, taken for integers;
-here of their values.
+nearest; here it rounds too. Products of bfloat16 matrices it forms of their bits, as if those were
+integers; here of their values.
 
 It replaces the functions of `triton.language` by its own at every launch, and again at every call
 of a device function; and it computes each integer operation once more in 64 bits, to look for

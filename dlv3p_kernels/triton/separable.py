@@ -127,7 +127,9 @@ def _table(
     """All per-channel values of the first half, float32 (rows, channels rounded up)."""
     channels, taps = dw_weight.size(0), dw_weight.size(2) * dw_weight.size(3)
     programs = triton.cdiv(channels, TABLE_CHANNELS.value)
-    table = dw_weight.new_empty(taps + TABLE_EXTRA.value, programs * TABLE_CHANNELS.value, dtype=torch.float32)
+    table = dw_weight.new_empty(
+        taps + TABLE_EXTRA.value, programs * TABLE_CHANNELS.value, dtype=torch.float32
+    )
     vectors = [launch.vector(v) for v in (dw_bias, in_scale, in_shift, mid_scale, mid_shift)]
     separable_table_kernel[(programs,)](
         dw_weight.contiguous(), *vectors, table, channels,

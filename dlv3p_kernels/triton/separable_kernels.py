@@ -30,15 +30,15 @@ from .moments import store_tile_moments
 RUNTIME = ["batch", "in_units", "out_units", "source_h", "source_w", "result_h", "result_w",
            "stride_h", "stride_w", "offset_h", "offset_w", "dilation_h", "dilation_w", "step_h",
            "step_w", "phases_h", "phases_w", "segments_h", "segments_w", "steps"]  # fmt: skip
-# Values of a channel in the table beside its taps: what the sums begin with, then scale and shift of
-# the prologue.
+# Values of a channel in the table behind its taps: what the sums begin with, then scale and shift
+# of the prologue.
 TABLE_EXTRA: tl.constexpr = tl.constexpr(3)
 # Channels that lie together in the table: 16 bytes of each value follow the other.
 TABLE_GROUP: tl.constexpr = tl.constexpr(4)
 # Channels of a program that makes it; their number is rounded up to a multiple of this.
 TABLE_CHANNELS: tl.constexpr = tl.constexpr(128)
-# Slices of columns in which a tile is finished: a few copies of one must fit in the registers beside
-# the others.
+# Slices of columns in which a tile is finished: a few copies of one must fit in the registers
+# beside the others.
 SLICES: tl.constexpr = tl.constexpr(8)
 
 

@@ -3,14 +3,15 @@
 The cost model compares, per pixel of the result,
 
     fused = max(bytes of input and result / bandwidth,
-                waste * (product / tensor rate + tiles of output channels * stencil / issue rate))
-    apart = max(bytes of input and middle / bandwidth, stencil / issue rate)
-            + max(bytes of middle and result / bandwidth, product / tensor rate)
+                waste * (product / 2 + max(product / 2, tiles of output channels * stencil)))
+    apart = max(bytes of input and middle / bandwidth, stencil)
+            + max(bytes of middle and result / bandwidth, product)
 
-The fused kernel makes the middle anew for every tile of output channels, and its stencil and its
-product take turns. `waste` counts rows of the product that are no pixels. Rates are those of an
-H100 (bandwidth and tensor rate measured, of other kernels; the rest counted in machine code). **No
-GPU has timed either way**, so the choice is unmeasured.
+with the times of the product on tensor cores and of the stencil's instructions. The fused kernel
+makes the middle anew for every tile of output channels; half of a step's product runs while the
+next step's stencil is made. `waste` counts rows and columns of the product that are not wanted.
+Rates are those of an H100: bandwidth and tensor rate measured, of other kernels; instructions
+counted in machine code. **No GPU has timed either way**, so the choice is unmeasured.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ TILE_ROWS = 128
 BLOCK_K = 32
 # tl.dot takes no narrower product.
 _LEAST_BLOCK_N = 16
-# Accumulators of more columns do not fit in the registers of other GPUs; these have `wgmma`, or
-# keep them in a memory of their own.
+# Wider accumulators do not fit in the registers of other GPUs; these have `wgmma`, which shares the
+# right operand among warps, or keep accumulators in a memory of their own.
 _WIDE_BLOCK_N, _BLOCK_N = 256, 128
 _WIDE_CAPABILITIES = (9, 10)
 # Outputs of a lane, along height and width: four, so that a thread has four channels. With eight,
@@ -47,7 +48,7 @@ _TENSOR_RATE = 399e12
 _ISSUE_RATE = 29.6e12
 # Instructions per element of the middle: for each source element read, and for everything else
 # but multiply-adds.
-_PER_LOAD, _PER_ELEMENT = 2.8, 8.0
+_PER_LOAD, _PER_ELEMENT = 2.75, 12.0
 # Steps along the input's channels that a part has at least.
 _LEAST_STEPS = 4
 
@@ -183,9 +184,12 @@ def fits(x: Tensor, dw_weight: Tensor, result: Sequence[int], nhwc: bool) -> boo
 
 
 def plan_of(
-    geometry: Geometry, source: Sequence[int], result: Sequence[int], element: int,
+    geometry: Geometry,
+    source: Sequence[int],
+    result: Sequence[int],
+    element: int,
     capability: tuple[int, int],
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The best plan of the fused kernel for maps of shape `source` and `result`.
 
     Args:
@@ -195,37 +199,44 @@ def plan_of(
         element: bytes of an element.
         capability: of the GPU.
     """
-    batch, in_channels, *source_size = source
-    out_channels, *result_size = result[1:]
-    widest = _WIDE_BLOCK_N if capability[0] in _WIDE_CAPABILITIES else _BLOCK_N
-    block_n = max(_LEAST_BLOCK_N, min(widest, triton.next_power_of_2(out_channels)))
+    plans = (_plan(outputs, geometry, source, result, element, capability) for outputs in BLOCKS)
+    return min(plans, key=lambda plan: plan.fused_seconds)
+
+
+def _plan(
+    outputs: tuple[int, int],
+    geometry: Geometry,
+    source: Sequence[int],
+    result: Sequence[int],
+    element: int,
+    capability: tuple[int, int],
+) -> Plan:
+    sizes = (geometry.kernel, geometry.stride, geometry.before, geometry.dilation)
+    axes = zip(outputs, result[2:], source[2:], *sizes, strict=True)
+    blocks = Blocks(*(Axis.of(*axis) for axis in axes))
+    in_channels, out_channels = source[1], result[1]
+    block_n = _block_n(out_channels, blocks, capability)
     n_tiles = triton.cdiv(out_channels, block_n)
-    pixels = result_size[0] * result_size[1]
-    product = in_channels * n_tiles * block_n / _TENSOR_RATE
-    best: tuple[float, Blocks] | None = None
-    for outputs in BLOCKS:
-        blocks = Blocks(*(
-            Axis.of(*sizes) for sizes in zip(
-                outputs, result_size, source_size, geometry.kernel, geometry.stride,
-                geometry.before, geometry.dilation, strict=True,
-            )
-        ))  # fmt: skip
-        waste = blocks.height.covered * blocks.width.covered / pixels
-        stencil = in_channels * blocks.instructions(geometry.kernel) / _ISSUE_RATE
-        seconds = waste * (product + n_tiles * stencil)
-        if best is None or seconds < best[0]:
-            best = seconds, blocks
-    assert best is not None
-    seconds, blocks = best
-    read = source_size[0] * source_size[1] / pixels * in_channels
-    moved = [element * e / _BANDWIDTH for e in (read, in_channels, out_channels)]
+    pixels = result[2] * result[3]
+    waste = blocks.height.covered * blocks.width.covered / pixels
     stencil = in_channels * blocks.instructions(geometry.kernel) / _ISSUE_RATE
+    half = in_channels * n_tiles * block_n / _TENSOR_RATE / 2
+    read = source[2] * source[3] / pixels * in_channels
+    byte = element / _BANDWIDTH
+    fused = max((read + out_channels) * byte, waste * (half + max(half, n_tiles * stencil)))
     product = in_channels * out_channels / _TENSOR_RATE
-    return Plan(
-        blocks, block_n, (triton.cdiv(batch * blocks.lanes, blocks.tile_lanes), n_tiles),
-        max(moved[0] + moved[2], seconds),
-        max(moved[0] + moved[1], stencil) + max(moved[1] + moved[2], product),
-    )  # fmt: skip
+    apart = max((read + in_channels) * byte, stencil)
+    apart += max((in_channels + out_channels) * byte, product)
+    tiles = triton.cdiv(source[0] * blocks.lanes, blocks.tile_lanes)
+    return Plan(blocks, block_n, (tiles, n_tiles), fused, apart)
+
+
+def _block_n(out_channels: int, blocks: Blocks, capability: tuple[int, int]) -> int:
+    """Output channels of a tile."""
+    reads = blocks.height.reads * blocks.width.reads
+    wide = capability[0] in _WIDE_CAPABILITIES and reads <= _MOST_READS
+    widest = _WIDE_BLOCK_N if wide else _BLOCK_N
+    return max(_LEAST_BLOCK_N, min(widest, triton.next_power_of_2(out_channels)))
 
 
 def multiprocessors_of(x: Tensor) -> tuple[int, tuple[int, int]]:
