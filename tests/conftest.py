@@ -119,3 +119,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the Triton kernels that the interpreter runs."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    names: list[str] = []
+    run_kernel = InterpretedFunction.run
+
+    def note(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        names.append(self.fn.__name__)
+        return run_kernel(self, *args, **kwargs)
+
+    monkeypatch.setattr(InterpretedFunction, "run", note)
+    return names

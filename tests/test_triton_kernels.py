@@ -6,7 +6,6 @@ Run with `--backend triton` and TRITON_INTERPRET=1, as tests/test_other_backends
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,22 +27,6 @@ LINES = ("c17", "d6", "k17", "p-four-different")
 TAPS = ("s2", "s3-d2-skips-columns", "k5", "p-same-s2")
 WIDE_OR_SMALL = ("c33", "d2", "s21", "n9-small-map", "k43")
 ops = torch.ops.dlv3p_triton
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the kernels that the interpreter runs."""
-    from triton.runtime.interpreter import InterpretedFunction
-
-    names: list[str] = []
-    run_kernel = InterpretedFunction.run
-
-    def note(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        names.append(self.fn.__name__)
-        return run_kernel(self, *args, **kwargs)
-
-    monkeypatch.setattr(InterpretedFunction, "run", note)
-    yield names
 
 
 @pytest.mark.parametrize("case", [CASES[name] for name in (*LINES, *TAPS)], ids=lambda c: c.id)

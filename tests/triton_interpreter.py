@@ -1,7 +1,8 @@
 """Makes Triton's interpreter round as GPUs do, and several times faster.
 
 Converting float32 to bfloat16, it cuts bits off, where GPUs (and the compiled kernels) round to the
-nearest; here it rounds too.
+nearest; here it rounds too. Products of bfloat16 matrices it forms of their bits, as if those were
+integers; here of their values.
 
 It replaces the functions of `triton.language` by its own at every launch, and again at every call
 of a device function; and it computes each integer operation once more in 64 bits, to look for
@@ -41,6 +42,7 @@ def prepare() -> None:
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
     _round_to_bfloat16()
+    _multiply_bfloat16()
 
 
 def _round_to_bfloat16() -> None:
@@ -56,6 +58,22 @@ def _round_to_bfloat16() -> None:
     interpreter.InterpreterBuilder.cast_impl = cast
 
 
+def _multiply_bfloat16() -> None:
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, _as_float32(a), _as_float32(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def _as_float32(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    values = (handle.data.astype(np.uint32) << 16).view(np.float32)
+    return interpreter.TensorHandle(values, tl.float32)
+
+
 def _patch_once_a_launch() -> None:
     patch_language = interpreter._patch_lang
 
@@ -66,6 +84,8 @@ def _patch_once_a_launch() -> None:
             return None
         _patched.add(namespace)
         scope = patch_language(function)
+        # Triton 3.6 converts an array of one element, which NumPy 2.4 refuses.
+        tl.tensor.__index__ = lambda self: int(self.handle.data.item())
         return _Scope(scope.restore) if is_launch else None
 
     interpreter._patch_lang = patch_once

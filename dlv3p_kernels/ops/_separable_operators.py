@@ -49,7 +49,8 @@ def _statistics(ops: Any, *arguments):  # type: ignore[no-untyped-def]
     return mean, var
 
 
-def _fused(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
+def composed(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
+    """`separable_conv2d_fused` of the other operators of a namespace."""
     (*depthwise, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual,
      statistics) = arguments  # fmt: skip
     maps, empty, _ = ops.depthwise_conv2d_fused(x, *depthwise, False)
@@ -142,7 +143,7 @@ _FAKES = {
 }
 _COMPOSITIONS = {
     "depthwise_conv2d_statistics": _statistics,
-    "separable_conv2d_fused": _fused,
+    "separable_conv2d_fused": composed,
     OP: _forward,
 }
 

@@ -15,7 +15,7 @@ from ..backends import triton_interpreted
 
 # Module of this package -> the ops whose launchers are its functions of the same name.
 OPS = {
-    "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused"),
+    "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused", "depthwise_conv2d_statistics"),
     "depthwise_backward": ("depthwise_conv2d_backward", "depthwise_conv2d_fused_backward"),
     "norm": (
         "batch_norm_stats",
@@ -24,6 +24,7 @@ OPS = {
         "batch_norm_backward_reduce",
         "batch_norm_backward_apply",
     ),
+    "separable": ("separable_conv2d_fused",),
 }
 
 

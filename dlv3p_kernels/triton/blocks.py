@@ -97,9 +97,10 @@ def sigmoid(z):
 def activate(z, ACTIVATION: tl.constexpr):
     """NaN passes through, as in stock PyTorch."""
     if ACTIVATION == RELU:
-        z = tl.where(z < 0.0, 0.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == RELU6:
-        z = tl.where(z < 0.0, 0.0, tl.where(z > 6.0, 6.0, z))
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.minimum(z, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == SILU:
         z = z * sigmoid(z)
     return z

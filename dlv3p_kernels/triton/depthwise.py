@@ -69,26 +69,56 @@ def depthwise_conv2d_fused(
         return result, *launch.merged_moments(partials)
 
 
+def depthwise_conv2d_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_activation: int,
+) -> tuple[Tensor, Tensor]:
+    """Statistics of the convolution's result, which is not stored."""
+    geometry = Geometry.of(weight, stride, padding, dilation)
+    if not x.size(0):
+        nothing = x.new_full((x.size(1),), torch.nan, dtype=torch.float32)
+        return nothing, nothing.clone()
+    nhwc = launch.is_nhwc(x)
+    vectors = [launch.vector(v) for v in (bias, in_scale, in_shift)]
+    activations = {"IN_ACTIVATION": in_activation, "OUT_ACTIVATION": IDENTITY}
+    with torch.cuda.device_of(x):
+        partials = _forward(
+            geometry, launch.dense(x, nhwc), weight, None, [*vectors, None, None], activations,
+            True, nhwc,
+        )  # fmt: skip
+        assert partials is not None
+        return launch.merged_moments(partials)
+
+
 def _forward(
     geometry: Geometry,
     x: Tensor,
     weight: Tensor,
-    result: Tensor,
+    result: Tensor | None,
     vectors: list[Tensor | None],
     activations: dict[str, int],
     statistics: bool,
     nhwc: bool,
 ) -> Tensor | None:
-    """Writes `result`; the workspace of the statistics comes back."""
-    batch, channels, height, width = result.shape
+    """Writes `result`, where there is one; the workspace of the statistics comes back."""
+    batch, channels = x.shape[:2]
+    height, width = geometry.output_size(x.size(2), x.size(3))
     lines = Lines.of(height, geometry.dilation[0]) if geometry.in_lines else None
     lanes = batch * width * (lines.phases * lines.segments if lines else height)
-    tile = launch.tile_of(nhwc, channels, lanes, launch.FORWARD_PER_THREAD, x, result)
+    written = () if result is None else (result,)
+    tile = launch.tile_of(nhwc, channels, lanes, launch.FORWARD_PER_THREAD, x, *written)
     partials = (
         launch.workspace(x, tile.programs, launch.MOMENT_ROWS, channels) if statistics else None
     )
     bias, *affines = vectors
-    sizes = map_sizes(batch, channels, x, result)
+    sizes = map_sizes(x, (height, width))
     constants: dict[str, Any] = {
         "UNIT": launch.unit_of(channels), "KH": geometry.kernel[0], "KW": geometry.kernel[1],
         "STATISTICS": statistics, **activations, **tile.constants, **launch.OPTIONS,

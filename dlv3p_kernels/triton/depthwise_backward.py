@@ -106,7 +106,7 @@ def _backward_in_lines(
     ]
     depthwise_lines_bwd_kernel[tile.grid](
         grad, weight.contiguous(), x, results.by_input, *prologue, partials,
-        *map_sizes(batch, channels, grad, x), *offsets, *geometry.dilation,
+        *map_sizes(grad, x.shape[2:]), *offsets, *geometry.dilation,
         lines.phases, lines.segments,
         UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1],
         ROWS=lines.rows, IN_ACTIVATION=activation,
@@ -152,7 +152,7 @@ def _input_gradient(
     partials = launch.workspace(x, tile.programs, 2, channels)
     depthwise_taps_kernel[tile.grid](
         grad, tap_major(weight), None, results.by_input, *prologue, None, None, x, partials,
-        *map_sizes(batch, channels, grad, x),
+        *map_sizes(grad, x.shape[2:]),
         1, 1, *geometry.before, *(-d for d in geometry.dilation),
         DOWN_H=geometry.stride[0], DOWN_W=geometry.stride[1], BACKWARD=True,
         UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1],
@@ -181,7 +181,7 @@ def _weight_gradient(
     partials = launch.workspace(x, tile.programs, groups * taps, channels)
     depthwise_taps_wgrad_kernel[grid](
         x, grad, *prologue, partials,
-        *map_sizes(batch, channels, x, grad),
+        *map_sizes(x, grad.shape[2:]),
         *geometry.stride, *(-p for p in geometry.before), *geometry.dilation,
         UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1], TAPS=taps,
         IN_ACTIVATION=activation, **tile.constants, **launch.OPTIONS,

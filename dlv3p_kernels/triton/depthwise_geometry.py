@@ -72,12 +72,10 @@ class Lines(NamedTuple):
         return cls(triton.cdiv(length, segments), phases, segments)
 
 
-def map_sizes(batch: int, channels: int, source: Tensor, result: Tensor) -> tuple[int, ...]:
-    """Sizes in the order of the kernels' arguments."""
-    return (
-        batch, channels // launch.unit_of(channels),
-        source.size(2), source.size(3), result.size(2), result.size(3),
-    )  # fmt: skip
+def map_sizes(source: Tensor, result: Sequence[int]) -> tuple[int, ...]:
+    """Sizes in the order of the kernels' arguments; `result` is height and width."""
+    batch, channels, height, width = source.shape
+    return batch, channels // launch.unit_of(channels), height, width, *result
 
 
 def tap_major(weight: Tensor) -> Tensor:

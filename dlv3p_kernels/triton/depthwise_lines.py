@@ -66,7 +66,10 @@ def depthwise_lines_fwd_kernel(
     NHWC: tl.constexpr, LANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Tap (kh, kw) of the result at (row, column) lies at row + offset_h + kh * dilation_h, ..."""
+    """Tap (kh, kw) of the result at (row, column) lies at row + offset_h + kh * dilation_h, ...
+
+    Without `result` the statistics alone are gathered, of what would be stored.
+    """
     channels = channel_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
@@ -81,7 +84,7 @@ def depthwise_lines_fwd_kernel(
         lane_ok = image < batch
         ok = lane_ok & channel_ok
         from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
-        to = result + map_offset(image, channel, result_h, result_w, channels, NHWC)
+        to = map_offset(image, channel, result_h, result_w, channels, NHWC)
         sums = zero_tiles(ROWS, LANES, CHANNELS, NHWC)
         for i in tl.static_range(ROWS + KH - 1):
             y = row + offset_h + i * dilation_h
@@ -98,9 +101,10 @@ def depthwise_lines_fwd_kernel(
             if i >= KH - 1:
                 made = row + (i - KH + 1) * dilation_h
                 value = finished(sums[i - KH + 1], start, behind, OUT_ACTIVATION)
-                stored = value.to(result.dtype.element_ty)
-                there = to + pixel_offset(made, column, result_w, channels, NHWC)
-                tl.store(there, stored, mask=ok & (made < result_h))
+                stored = value.to(source.dtype.element_ty)
+                if result is not None:
+                    there = to + pixel_offset(made, column, result_w, channels, NHWC)
+                    tl.store(result + there, stored, mask=ok & (made < result_h))
                 made_ok = lane_ok & (made < result_h)
                 moments = add_moments(moments, stored.to(tl.float32), made_ok)
     store_moments(moments, partials, channel, channel_ok, channels, NHWC)

@@ -78,7 +78,10 @@ def depthwise_taps_kernel(
     NHWC: tl.constexpr, LANES: tl.constexpr, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """`weight` is (KH * KW, channels). BACKWARD: prologue at the result, whose x is `input`."""
+    """`weight` is (KH * KW, channels). BACKWARD: prologue at the result, whose x is `input`.
+
+    Without `result` the statistics alone are gathered, of what would be stored.
+    """
     channels = channel_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
@@ -112,8 +115,9 @@ def depthwise_taps_kernel(
             )
         else:
             total = finished(total, start, behind, OUT_ACTIVATION)
-        stored = total.to(result.dtype.element_ty)
-        tl.store(result + there, stored, mask=ok)
+        stored = total.to(source.dtype.element_ty)
+        if result is not None:
+            tl.store(result + there, stored, mask=ok)
         moments = add_moments(moments, stored.to(tl.float32), lane_ok)
     store_moments(moments, partials, channel, channel_ok, channels, NHWC)
     store_sums(by_affine, partials, 0, 2, channel, channel_ok, channels, NHWC)

@@ -59,11 +59,30 @@ def store_moments(moments, partials, channel, channel_ok, channels, NHWC: tl.con
         common = sum_lanes(count * mean, NHWC) / tl.maximum(counts, 1.0)
         distance = mean - common
         squares = sum_lanes(squares + count * distance * distance, NHWC)
-        row = partials + tl.program_id(0).to(tl.int64) * MOMENTS * channels + channel
-        tl.store(row, counts + tl.zeros_like(common), mask=channel_ok)
-        tl.store(row + channels, level, mask=channel_ok)
-        tl.store(row + 2 * channels, common, mask=channel_ok)
-        tl.store(row + 3 * channels, squares, mask=channel_ok)
+        _store_row(counts, level, common, squares, partials, channel, channel_ok, channels)
+
+
+@triton.jit
+def store_tile_moments(tile, ok, partials, channel, channel_ok, channels):
+    """The same of one tile (lanes, channels), each lane a single value; `ok` is (lanes, 1).
+
+    The level is the mean, as it comes out at first; what it lacks is the mean beyond it.
+    """
+    counts = sum_lanes(tl.where(ok, 1.0, 0.0), True)
+    level = sum_lanes(tl.where(ok, tile, 0.0), True) / tl.maximum(counts, 1.0)
+    distance = tl.where(ok, tile - level, 0.0)
+    common = sum_lanes(distance, True) / tl.maximum(counts, 1.0)
+    squares = sum_lanes(distance * distance, True) - counts * common * common
+    _store_row(counts, level, common, squares, partials, channel, channel_ok, channels)
+
+
+@triton.jit
+def _store_row(counts, level, common, squares, partials, channel, channel_ok, channels):
+    row = partials + tl.program_id(0).to(tl.int64) * MOMENTS * channels + channel
+    tl.store(row, counts + tl.zeros_like(common), mask=channel_ok)
+    tl.store(row + channels, level, mask=channel_ok)
+    tl.store(row + 2 * channels, common, mask=channel_ok)
+    tl.store(row + 3 * channels, squares, mask=channel_ok)
 
 
 @triton.jit(do_not_specialize=["parts", "channels"])
