@@ -140,7 +140,7 @@ def upsample_loss_fwd_kernel(
 def better(best, index, values, start):
     """Largest value and its class with more classes; the first of equals, NaN above everything."""
     for i in tl.static_range(len(values)):
-        taken = ((values[i] > best) | (values[i] != values[i])) & (best == best)
+        taken = ~(values[i] <= best) & (best == best)
         best = tl.where(taken, values[i], best)
         index = tl.where(taken, start + i, index)
     return best, index

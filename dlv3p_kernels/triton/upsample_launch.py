@@ -18,8 +18,16 @@ from .resize import Axis
 FORWARD_WARPS = 4
 BACKWARD_WARPS = 1
 _INTERPRETED_LANES = 1 << 13
-# Classes whose logits, above and below, wait in registers for the rows of an interval.
-_FORWARD_CLASSES = 32
+# Classes of a block, whose logits above and below wait in registers for the rows of an interval. Each
+# block costs one more exponential a pixel; but the time that Triton takes grows with their square.
+_FORWARD_CLASSES = 8
+_DIVISORS = range(10, 5, -1)
+# Classes of a program of the backward: for each of them 12 registers. None of its sums needs more.
+_BACKWARD_CLASSES = 10
+# Rows of cells that a program of the backward walks down, if there is enough to do for all: one
+# interval more is made than rows are.
+_BANDS = (8, 4, 2, 1)
+_LANES_OF_A_GPU = 1 << 16
 # Rows of an interval that share them.
 _MOST_ROWS = 8
 # Of the rows, this part may go to a second group rather than widen all groups.
@@ -70,9 +78,34 @@ class Resize(NamedTuple):
             **options(FORWARD_WARPS),
         }  # fmt: skip
 
+    def backward(self, *maps: Tensor) -> tuple[tuple[int, int], tuple[int, int], dict[str, Any]]:
+        """Grid, bands of rows of cells with the rows of each, and constants of the backward."""
+        count = backward_classes(self.classes)
+        blocks = triton.cdiv(self.classes, count)
+        columns = self.images * (self.columns.cells + 1)
+        band = next(
+            (b for b in _BANDS if self.rows.cells // b * columns * blocks >= _LANES_OF_A_GPU),
+            _BANDS[-1] if not launch.INTERPRETED else _BANDS[-2],
+        )  # fmt: skip
+        bands = triton.cdiv(self.rows.cells, band)
+        lanes = bands * columns
+        block = lanes_of_program(BACKWARD_WARPS, lanes + 1)
+        return (triton.cdiv(lanes, block - 1), blocks), (bands, band), {
+            "CLASSES": self.classes, "COUNT": count, "PADDED": triton.next_power_of_2(count),
+            "ALIGN": self.align_corners, "NHWC": self.nhwc, "LANES": block,
+            "WIDE": is_wide(lanes, *maps), **options(BACKWARD_WARPS),
+        }  # fmt: skip
+
+
+def backward_classes(classes: int) -> int:
+    """Classes of a program of the backward: as even as they come."""
+    return triton.cdiv(classes, triton.cdiv(classes, _BACKWARD_CLASSES))
+
 
 def forward_classes(classes: int) -> int:
-    """Classes of a block: as even as they come."""
+    """Classes of a block: a number without remainder if there is one, as the rest is more code."""
+    if divisor := next((d for d in _DIVISORS if classes % d == 0), None):
+        return divisor
     return triton.cdiv(classes, triton.cdiv(classes, _FORWARD_CLASSES))
 
 
