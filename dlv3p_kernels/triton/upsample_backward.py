@@ -24,6 +24,7 @@ from .upsample_tiles import (
     load_class_weights,
     load_label_weight,
     load_target,
+    plane_of,
     row_range,
     stacked,
     sum_class_weights,
@@ -60,7 +61,7 @@ def receiving(shares, interval, cells):
 
 @triton.jit
 def load_cells(
-    logits, start, height, width, COUNT: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr
+    logits, start, plane, COUNT: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr
 ):
     """COUNT classes of a cell of every lane; the last one again behind it."""
     values = ()
@@ -68,7 +69,7 @@ def load_cells(
         k = start + i
         if CLASSES % COUNT > 0:
             k = tl.minimum(k, CLASSES - 1)
-        at = class_offset(k, height, width, NHWC)
+        at = class_offset(k, plane, NHWC)
         values = values + (tl.load(logits + at).to(tl.float32),)
     return values
 
@@ -132,10 +133,10 @@ def add_pixel(
 
 @triton.jit
 def store_cells(
-    result, left, right, ok, start, height, width,
+    result, at, left, right, ok, start, plane,
     PADDED: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Each lane's sums for its left cell and its neighbour's for the right one, together."""
+    """Each lane's sums for its left cell and its neighbour's for the right one; `at`: its offset."""
     neighbour = tl.maximum(tl.arange(0, LANES) - 1, 0)
     totals = ()
     for i in tl.static_range(len(left)):
@@ -145,11 +146,11 @@ def store_cells(
         i = tl.arange(0, PADDED)[None, :]
         there = (i < len(left)) & (start + i < CLASSES)
         tile = stacked(totals, PADDED)
-        tl.store(result[:, None] + start + i, tile, mask=ok[:, None] & there)
+        tl.store(result + (at[:, None] + start + i), tile, mask=ok[:, None] & there)
     else:
         for i in tl.static_range(len(left)):
-            at = class_offset(start + i, height, width, NHWC)
-            tl.store(result + at, totals[i], mask=ok & (start + i < CLASSES))
+            there = at + class_offset(start + i, plane, NHWC)
+            tl.store(result + there, totals[i], mask=ok & (start + i < CLASSES))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -165,6 +166,7 @@ def upsample_loss_bwd_kernel(
     start = tl.program_id(1) * COUNT
     weights = load_class_weights(weight, start, COUNT, SMOOTH)
     weight_sum = sum_class_weights(weight, CLASSES, SMOOTH)
+    plane = plane_of(height, width, WIDE)
     left, right = cells_of(across, width)
     first_column = first_pixel(across, width, out_width, scale_w, inverse_w, ALIGN)
     last_column = first_pixel(across + 1, width, out_width, scale_w, inverse_w, ALIGN)
@@ -176,17 +178,17 @@ def upsample_loss_bwd_kernel(
     interval = band * band_rows - 1
     row = tl.maximum(interval, 0)
     at = cell_offset(image, row, left, height, width, CLASSES, NHWC)
-    upper_left = load_cells(logits + at, start, height, width, COUNT, CLASSES, NHWC)
+    upper_left = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
     at = cell_offset(image, row, right, height, width, CLASSES, NHWC)
-    upper_right = load_cells(logits + at, start, height, width, COUNT, CLASSES, NHWC)
+    upper_right = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
     for_left = filled(0.0, COUNT, LANES)
     for_right = filled(0.0, COUNT, LANES)
     for step in range(band_rows + 1):
         row = tl.minimum(interval + 1, height - 1)
         at = cell_offset(image, row, left, height, width, CLASSES, NHWC)
-        lower_left = load_cells(logits + at, start, height, width, COUNT, CLASSES, NHWC)
+        lower_left = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
         at = cell_offset(image, row, right, height, width, CLASSES, NHWC)
-        lower_right = load_cells(logits + at, start, height, width, COUNT, CLASSES, NHWC)
+        lower_right = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
         first, last = row_range(interval, height, out_height, scale_h, inverse_h, ALIGN)
         below_left = filled(0.0, COUNT, LANES)
         below_right = filled(0.0, COUNT, LANES)
@@ -218,7 +220,7 @@ def upsample_loss_bwd_kernel(
             below_right = added(below_right, received[1], sums_right)
         complete = owned & (step > 0) & (interval < height)
         at = cell_offset(image, interval, across, height, width, CLASSES, NHWC)
-        store_cells(result + at, for_left, for_right, complete, start, height, width,
+        store_cells(result, at, for_left, for_right, complete, start, plane,
                     PADDED, CLASSES, NHWC, LANES)  # fmt: skip
         for_left = below_left
         for_right = below_right

@@ -25,6 +25,7 @@ from .upsample_tiles import (
     load_mixed,
     load_target,
     log_of_sum,
+    plane_of,
     row_range,
     rows_of,
     sum_class_weights,
@@ -36,7 +37,7 @@ RUNTIME = ["images", "height", "width", "out_height", "out_width", "scale_h", "i
 
 @triton.jit
 def add_classes(
-    state, corners, columns, rows, weight, start, height, width,
+    state, corners, columns, rows, weight, start, plane,
     COUNT: tl.constexpr, NHWC: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
     """Maxima and sums of exponentials of all rows with COUNT more classes.
@@ -45,7 +46,7 @@ def add_classes(
     of the first block: large logits then cancel nothing.
     """
     maxima, totals, levels, distances = state
-    above, below = load_block(corners, columns, start, height, width, COUNT, NHWC)
+    above, below = load_block(corners, columns, start, plane, COUNT, NHWC)
     weights = load_class_weights(weight, start, COUNT, SMOOTH)
     new_maxima = ()
     new_totals = ()
@@ -68,7 +69,7 @@ def add_classes(
 
 @triton.jit
 def log_softmax_sums(
-    corners, columns, rows, weight, height, width, CLASSES: tl.constexpr, BLOCK: tl.constexpr,
+    corners, columns, rows, weight, plane, CLASSES: tl.constexpr, BLOCK: tl.constexpr,
     NHWC: tl.constexpr, SMOOTH: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """`add_classes` over all classes."""
@@ -81,12 +82,12 @@ def log_softmax_sums(
     for block in range(CLASSES // BLOCK):
         maxima, totals, levels, distances = add_classes(
             (maxima, totals, levels, distances), corners, columns, rows, weight, block * BLOCK,
-            height, width, BLOCK, NHWC, SMOOTH,
+            plane, BLOCK, NHWC, SMOOTH,
         )  # fmt: skip
     if CLASSES % BLOCK > 0:
         maxima, totals, levels, distances = add_classes(
             (maxima, totals, levels, distances), corners, columns, rows, weight,
-            CLASSES - CLASSES % BLOCK, height, width, CLASSES % BLOCK, NHWC, SMOOTH,
+            CLASSES - CLASSES % BLOCK, plane, CLASSES % BLOCK, NHWC, SMOOTH,
         )  # fmt: skip
     return maxima, totals, levels, distances
 
@@ -107,6 +108,7 @@ def upsample_loss_fwd_kernel(
         logits, image, interval, column, height, width, scale_w, CLASSES, NHWC, ALIGN
     )
     first, last = row_range(interval, height, out_height, scale_h, inverse_h, ALIGN)
+    plane = plane_of(height, width, WIDE)
     most = tl.max(tl.where(lane_ok, last - first, 0), 0)
     labels = target + image * target_n + column * target_w
     weight_sum = sum_class_weights(weight, CLASSES, SMOOTH)
@@ -114,14 +116,14 @@ def upsample_loss_fwd_kernel(
         row = first + group * ROWS
         rows = rows_of(interval, row, last, scale_h, ROWS, ALIGN)
         maxima, totals, levels, distances = log_softmax_sums(
-            corners, columns, rows, weight, height, width, CLASSES, BLOCK, NHWC, SMOOTH, LANES
+            corners, columns, rows, weight, plane, CLASSES, BLOCK, NHWC, SMOOTH, LANES
         )
         for t in tl.static_range(ROWS):
             ok = lane_ok & (row + t < last)
             label, counted, valid = load_target(
                 labels + (row + t) * target_h, ok, ignore_index, CLASSES
             )
-            at = class_offset(label, height, width, NHWC)
+            at = class_offset(label, plane, NHWC)
             above = load_mixed(corners[0] + at, corners[1] + at, columns)
             below = load_mixed(corners[2] + at, corners[3] + at, columns)
             own = above * rows[t][0] + below * rows[t][1]
@@ -148,12 +150,12 @@ def better(best, index, values, start):
 
 @triton.jit
 def compare_classes(
-    state, corners, columns, rows, start, height, width,
+    state, corners, columns, rows, start, plane,
     COUNT: tl.constexpr, NHWC: tl.constexpr, PROBABILITY: tl.constexpr,
 ):  # fmt: skip
     """Largest logits, their classes and sums of exponentials of all rows with COUNT more classes."""
     maxima, indices, totals = state
-    above, below = load_block(corners, columns, start, height, width, COUNT, NHWC)
+    above, below = load_block(corners, columns, start, plane, COUNT, NHWC)
     new_maxima = ()
     new_indices = ()
     new_totals = ()
@@ -181,6 +183,7 @@ def upsample_argmax_kernel(
         logits, image, interval, column, height, width, scale_w, CLASSES, NHWC, ALIGN
     )
     first, last = row_range(interval, height, out_height, scale_h, inverse_h, ALIGN)
+    plane = plane_of(height, width, WIDE)
     most = tl.max(tl.where(lane_ok, last - first, 0), 0)
     PROBABILITY: tl.constexpr = probability is not None
     SUMS: tl.constexpr = ROWS if probability is not None else 0
@@ -192,13 +195,13 @@ def upsample_argmax_kernel(
         totals = filled(0.0, SUMS, LANES)
         for block in range(CLASSES // BLOCK):
             maxima, indices, totals = compare_classes(
-                (maxima, indices, totals), corners, columns, rows, block * BLOCK, height, width,
+                (maxima, indices, totals), corners, columns, rows, block * BLOCK, plane,
                 BLOCK, NHWC, PROBABILITY,
             )  # fmt: skip
         if CLASSES % BLOCK > 0:
             maxima, indices, totals = compare_classes(
                 (maxima, indices, totals), corners, columns, rows, CLASSES - CLASSES % BLOCK,
-                height, width, CLASSES % BLOCK, NHWC, PROBABILITY,
+                plane, CLASSES % BLOCK, NHWC, PROBABILITY,
             )  # fmt: skip
         for t in tl.static_range(ROWS):
             ok = lane_ok & (row + t < last)

@@ -22,8 +22,8 @@ _INTERPRETED_LANES = 1 << 13
 # block costs one more exponential a pixel; but the time that Triton takes grows with their square.
 _FORWARD_CLASSES = 8
 _DIVISORS = range(10, 5, -1)
-# Classes of a program of the backward: for each of them 12 registers. None of its sums needs more.
-_BACKWARD_CLASSES = 10
+# Classes of a program of the backward, 12 registers for each: with 8 some compilers spill.
+_BACKWARD_CLASSES = 7
 # Rows of cells that a program of the backward walks down, if there is enough to do for all: one
 # interval more is made than rows are.
 _BANDS = (8, 4, 2, 1)
@@ -85,7 +85,7 @@ class Resize(NamedTuple):
         columns = self.images * (self.columns.cells + 1)
         band = next(
             (b for b in _BANDS if self.rows.cells // b * columns * blocks >= _LANES_OF_A_GPU),
-            _BANDS[-1] if not launch.INTERPRETED else _BANDS[-2],
+            _BANDS[-1],
         )  # fmt: skip
         bands = triton.cdiv(self.rows.cells, band)
         lanes = bands * columns
@@ -123,9 +123,10 @@ def lanes_of_program(warps: int, lanes: int) -> int:
 
 
 def is_wide(lanes: int, *maps: Tensor) -> bool:
-    """Whether offsets need 64 bits, for strided maps too."""
-    reach = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in maps)
-    return max(lanes + _INTERPRETED_LANES, *reach) >= INT32_ELEMENTS
+    """Whether offsets need 64 bits, be a map strided or copied."""
+    spans = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in maps)
+    largest = max(lanes + _INTERPRETED_LANES, *spans, *(t.numel() for t in maps))
+    return largest >= INT32_ELEMENTS
 
 
 def options(warps: int) -> dict[str, Any]:

@@ -28,12 +28,21 @@ def cell_offset(
 
 
 @triton.jit
-def class_offset(k, height, width, NHWC: tl.constexpr):
+def plane_of(height, width, WIDE: tl.constexpr):
+    """Elements from a class to the next in contiguous maps."""
+    if WIDE:
+        return height.to(tl.int64) * width
+    else:
+        return height * width
+
+
+@triton.jit
+def class_offset(k, plane, NHWC: tl.constexpr):
     """Offset of class k from class 0."""
     if NHWC:
         return k
     else:
-        return k * height * width
+        return k * plane
 
 
 @triton.jit
@@ -81,14 +90,12 @@ def load_mixed(first, second, shares):
 
 
 @triton.jit
-def load_block(
-    corners, shares, start, height, width, COUNT: tl.constexpr, NHWC: tl.constexpr
-):
+def load_block(corners, shares, start, plane, COUNT: tl.constexpr, NHWC: tl.constexpr):
     """COUNT classes from `start` on, above and below the pixels of every lane."""
     above = ()
     below = ()
     for i in tl.static_range(COUNT):
-        at = class_offset(start + i, height, width, NHWC)
+        at = class_offset(start + i, plane, NHWC)
         above = above + (load_mixed(corners[0] + at, corners[1] + at, shares),)
         below = below + (load_mixed(corners[2] + at, corners[3] + at, shares),)
     return above, below
@@ -205,17 +212,21 @@ def log_of_sum(maximum, total):
 
 
 @triton.jit
+def joined_halves(parts):
+    """The first half of a tuple of tiles joined to the second, along a new last axis."""
+    joined = ()
+    for i in tl.static_range(len(parts) // 2):
+        joined = joined + (tl.join(parts[i], parts[i + len(parts) // 2]),)
+    return joined
+
+
+@triton.jit
 def stacked(tiles, SIZE: tl.constexpr):
-    """A (lanes, SIZE) tile of one-dimensional ones, as many as there are; SIZE is a power of 2."""
+    """A (lanes, SIZE) tile of one-dimensional ones, filled up with the first; SIZE is 2^n <= 32."""
     parts = tiles
     for _ in tl.static_range(SIZE - len(tiles)):
         parts = parts + (tiles[0],)
-    # A join adds the fastest axis, so the last one tells even from odd.
-    for level in tl.static_range(8):
-        half: tl.constexpr = SIZE >> (level + 1)
-        if half > 0:
-            joined = ()
-            for i in tl.static_range(half):
-                joined = joined + (tl.join(parts[i], parts[i + half]),)
-            parts = joined
+    for _ in tl.static_range(5):
+        if len(parts) > 1:  # the last join tells even from odd
+            parts = joined_halves(parts)
     return tl.reshape(parts[0], [tiles[0].shape[0], SIZE])
