@@ -10,7 +10,7 @@ from torch import Tensor
 from . import launch, upsample_launch
 from .upsample_tiles import load_label_weight, load_target
 
-_WARPS = 4
+WARPS = 4
 # Elements of a program's block, and programs, whose sums are added up at the end.
 LANES = 1024
 _PROGRAMS = 4 if launch.INTERPRETED else 512
@@ -52,6 +52,6 @@ def class_weight_sum(
             target, launch.vector(weight), partials, like.size(1), steps, pixels,
             target.size(1), target.size(2), *target.stride(), ignore_index, LANES=LANES,
             WIDE=upsample_launch.is_wide(programs * steps * LANES, target),
-            **upsample_launch.options(_WARPS),
+            **upsample_launch.options(WARPS),
         )  # fmt: skip
         return launch.summed(partials, 0, result.view(1, 1)).view(())

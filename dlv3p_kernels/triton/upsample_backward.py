@@ -60,16 +60,11 @@ def receiving(shares, interval, cells):
 
 
 @triton.jit
-def load_cells(
-    logits, start, plane, COUNT: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr
-):
-    """COUNT classes of a cell of every lane; the last one again behind it."""
+def load_cells(logits, start, plane, COUNT: tl.constexpr, NHWC: tl.constexpr):
+    """COUNT classes of a cell of every lane."""
     values = ()
     for i in tl.static_range(COUNT):
-        k = start + i
-        if CLASSES % COUNT > 0:
-            k = tl.minimum(k, CLASSES - 1)
-        at = class_offset(k, plane, NHWC)
+        at = class_offset(start + i, plane, NHWC)
         values = values + (tl.load(logits + at).to(tl.float32),)
     return values
 
@@ -133,10 +128,13 @@ def add_pixel(
 
 @triton.jit
 def store_cells(
-    result, at, left, right, ok, start, plane,
-    PADDED: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr, LANES: tl.constexpr,
+    result, at, left, right, ok, start, own, plane,
+    PADDED: tl.constexpr, NHWC: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Each lane's sums for its left cell and its neighbour's for the right one; `at`: its offset."""
+    """Each lane's sums for its left cell and its neighbour's for the right one.
+
+    `at` is the offset of the cell; classes in front of `own` are another program's.
+    """
     neighbour = tl.maximum(tl.arange(0, LANES) - 1, 0)
     totals = ()
     for i in tl.static_range(len(left)):
@@ -144,13 +142,13 @@ def store_cells(
         totals = totals + (total.to(result.dtype.element_ty),)
     if NHWC:  # the classes of a cell are adjacent: as few accesses as can be
         i = tl.arange(0, PADDED)[None, :]
-        there = (i < len(left)) & (start + i < CLASSES)
+        there = (i < len(left)) & (start + i >= own)
         tile = stacked(totals, PADDED)
         tl.store(result + (at[:, None] + start + i), tile, mask=ok[:, None] & there)
     else:
         for i in tl.static_range(len(left)):
             there = at + class_offset(start + i, plane, NHWC)
-            tl.store(result + there, totals[i], mask=ok & (start + i < CLASSES))
+            tl.store(result + there, totals[i], mask=ok & (start + i >= own))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -163,8 +161,9 @@ def upsample_loss_bwd_kernel(
 ):  # fmt: skip
     """COUNT classes of `band_rows` rows of cells. Strides of gradient and target as given."""
     image, band, across, lane_ok = intervals_of(images, width, bands, LANES, WIDE)
-    start = tl.program_id(1) * COUNT
-    weights = load_class_weights(weight, start, COUNT, SMOOTH)
+    own = tl.program_id(1) * COUNT
+    start = tl.minimum(own, CLASSES - COUNT)
+    weights = load_class_weights(weight, start, (), COUNT, SMOOTH)
     weight_sum = sum_class_weights(weight, CLASSES, SMOOTH)
     plane = plane_of(height, width, WIDE)
     left, right = cells_of(across, width)
@@ -178,17 +177,17 @@ def upsample_loss_bwd_kernel(
     interval = band * band_rows - 1
     row = tl.maximum(interval, 0)
     at = cell_offset(image, row, left, height, width, CLASSES, NHWC)
-    upper_left = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
+    upper_left = load_cells(logits + at, start, plane, COUNT, NHWC)
     at = cell_offset(image, row, right, height, width, CLASSES, NHWC)
-    upper_right = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
+    upper_right = load_cells(logits + at, start, plane, COUNT, NHWC)
     for_left = filled(0.0, COUNT, LANES)
     for_right = filled(0.0, COUNT, LANES)
     for step in range(band_rows + 1):
         row = tl.minimum(interval + 1, height - 1)
         at = cell_offset(image, row, left, height, width, CLASSES, NHWC)
-        lower_left = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
+        lower_left = load_cells(logits + at, start, plane, COUNT, NHWC)
         at = cell_offset(image, row, right, height, width, CLASSES, NHWC)
-        lower_right = load_cells(logits + at, start, plane, COUNT, CLASSES, NHWC)
+        lower_right = load_cells(logits + at, start, plane, COUNT, NHWC)
         first, last = row_range(interval, height, out_height, scale_h, inverse_h, ALIGN)
         below_left = filled(0.0, COUNT, LANES)
         below_right = filled(0.0, COUNT, LANES)
@@ -220,8 +219,8 @@ def upsample_loss_bwd_kernel(
             below_right = added(below_right, received[1], sums_right)
         complete = owned & (step > 0) & (interval < height)
         at = cell_offset(image, interval, across, height, width, CLASSES, NHWC)
-        store_cells(result, at, for_left, for_right, complete, start, plane,
-                    PADDED, CLASSES, NHWC, LANES)  # fmt: skip
+        store_cells(result, at, for_left, for_right, complete, start, own, plane,
+                    PADDED, NHWC, LANES)  # fmt: skip
         for_left = below_left
         for_right = below_right
         upper_left = lower_left

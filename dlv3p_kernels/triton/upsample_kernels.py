@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .upsample_tiles import (
     add_exponentials,
+    block_of,
     class_offset,
     columns_of,
     corners_of,
@@ -37,30 +38,31 @@ RUNTIME = ["images", "height", "width", "out_height", "out_width", "scale_h", "i
 
 @triton.jit
 def add_classes(
-    state, corners, columns, rows, weight, start, plane,
-    COUNT: tl.constexpr, NHWC: tl.constexpr, SMOOTH: tl.constexpr,
+    state, corners, columns, rows, weight, block, plane,
+    BLOCK: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """Maxima and sums of exponentials of all rows with COUNT more classes.
+    """Maxima and sums of exponentials of all rows with one more block of classes.
 
     Where labels are smoothed, also the sums of weighted distances to a level, which is the maximum
     of the first block: large logits then cancel nothing.
     """
     maxima, totals, levels, distances = state
-    above, below = load_block(corners, columns, start, plane, COUNT, NHWC)
-    weights = load_class_weights(weight, start, COUNT, SMOOTH)
+    start, counts = block_of(block, BLOCK, CLASSES)
+    above, below = load_block(corners, columns, start, plane, BLOCK, NHWC)
+    weights = load_class_weights(weight, start, counts, BLOCK, SMOOTH)
     new_maxima = ()
     new_totals = ()
     new_levels = ()
     new_distances = ()
     for t in tl.static_range(len(rows)):
         values = interpolated(above, below, rows[t])
-        maximum, total = add_exponentials(maxima[t], totals[t], values)
+        maximum, total = add_exponentials(maxima[t], totals[t], values, counts)
         new_maxima = new_maxima + (maximum,)
         new_totals = new_totals + (total,)
         if SMOOTH:
             level = tl.where(maxima[t] == float("-inf"), maximum, levels[t])
             distance = distances[t]
-            for i in tl.static_range(COUNT):
+            for i in tl.static_range(BLOCK):
                 distance = distance + weights[i] * (values[i] - level)
             new_levels = new_levels + (level,)
             new_distances = new_distances + (distance,)
@@ -79,15 +81,10 @@ def log_softmax_sums(
     totals = filled(0.0, ROWS, LANES)
     levels = filled(0.0, MORE, LANES)
     distances = filled(0.0, MORE, LANES)
-    for block in range(CLASSES // BLOCK):
+    for block in range((CLASSES + BLOCK - 1) // BLOCK):
         maxima, totals, levels, distances = add_classes(
-            (maxima, totals, levels, distances), corners, columns, rows, weight, block * BLOCK,
-            plane, BLOCK, NHWC, SMOOTH,
-        )  # fmt: skip
-    if CLASSES % BLOCK > 0:
-        maxima, totals, levels, distances = add_classes(
-            (maxima, totals, levels, distances), corners, columns, rows, weight,
-            CLASSES - CLASSES % BLOCK, plane, CLASSES % BLOCK, NHWC, SMOOTH,
+            (maxima, totals, levels, distances), corners, columns, rows, weight, block, plane,
+            BLOCK, CLASSES, NHWC, SMOOTH,
         )  # fmt: skip
     return maxima, totals, levels, distances
 
@@ -150,12 +147,13 @@ def better(best, index, values, start):
 
 @triton.jit
 def compare_classes(
-    state, corners, columns, rows, start, plane,
-    COUNT: tl.constexpr, NHWC: tl.constexpr, PROBABILITY: tl.constexpr,
+    state, corners, columns, rows, block, plane,
+    BLOCK: tl.constexpr, CLASSES: tl.constexpr, NHWC: tl.constexpr, PROBABILITY: tl.constexpr,
 ):  # fmt: skip
-    """Largest logits, their classes and sums of exponentials of all rows with COUNT more classes."""
+    """Largest logits, their classes, sums of exponentials of all rows with one more block."""
     maxima, indices, totals = state
-    above, below = load_block(corners, columns, start, plane, COUNT, NHWC)
+    start, counts = block_of(block, BLOCK, CLASSES)
+    above, below = load_block(corners, columns, start, plane, BLOCK, NHWC)
     new_maxima = ()
     new_indices = ()
     new_totals = ()
@@ -163,7 +161,7 @@ def compare_classes(
         values = interpolated(above, below, rows[t])
         maximum, index = better(maxima[t], indices[t], values, start)
         if PROBABILITY:
-            _, total = add_exponentials(maxima[t], totals[t], values)
+            _, total = add_exponentials(maxima[t], totals[t], values, counts)
             new_totals = new_totals + (total,)
         new_maxima = new_maxima + (maximum,)
         new_indices = new_indices + (index,)
@@ -193,15 +191,10 @@ def upsample_argmax_kernel(
         maxima = filled(float("-inf"), ROWS, LANES)
         indices = filled(0, ROWS, LANES, tl.int32)
         totals = filled(0.0, SUMS, LANES)
-        for block in range(CLASSES // BLOCK):
+        for block in range((CLASSES + BLOCK - 1) // BLOCK):
             maxima, indices, totals = compare_classes(
-                (maxima, indices, totals), corners, columns, rows, block * BLOCK, plane,
-                BLOCK, NHWC, PROBABILITY,
-            )  # fmt: skip
-        if CLASSES % BLOCK > 0:
-            maxima, indices, totals = compare_classes(
-                (maxima, indices, totals), corners, columns, rows, CLASSES - CLASSES % BLOCK,
-                plane, CLASSES % BLOCK, NHWC, PROBABILITY,
+                (maxima, indices, totals), corners, columns, rows, block, plane,
+                BLOCK, CLASSES, NHWC, PROBABILITY,
             )  # fmt: skip
         for t in tl.static_range(ROWS):
             ok = lane_ok & (row + t < last)

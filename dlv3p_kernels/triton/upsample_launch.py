@@ -21,7 +21,6 @@ _INTERPRETED_LANES = 1 << 13
 # Classes of a block, whose logits above and below wait in registers for the rows of an interval. Each
 # block costs one more exponential a pixel; but the time that Triton takes grows with their square.
 _FORWARD_CLASSES = 8
-_DIVISORS = range(10, 5, -1)
 # Classes of a program of the backward, 12 registers for each: with 8 some compilers spill.
 _BACKWARD_CLASSES = 7
 # Rows of cells that a program of the backward walks down, if there is enough to do for all: one
@@ -97,16 +96,19 @@ class Resize(NamedTuple):
         }  # fmt: skip
 
 
-def backward_classes(classes: int) -> int:
-    """Classes of a program of the backward: as even as they come."""
-    return triton.cdiv(classes, triton.cdiv(classes, _BACKWARD_CLASSES))
-
-
 def forward_classes(classes: int) -> int:
-    """Classes of a block: a number without remainder if there is one, as the rest is more code."""
-    if divisor := next((d for d in _DIVISORS if classes % d == 0), None):
-        return divisor
-    return triton.cdiv(classes, triton.cdiv(classes, _FORWARD_CLASSES))
+    """Classes of a block of the forward and of the prediction."""
+    return _even(classes, _FORWARD_CLASSES)
+
+
+def backward_classes(classes: int) -> int:
+    """Classes of a program of the backward."""
+    return _even(classes, _BACKWARD_CLASSES)
+
+
+def _even(classes: int, most: int) -> int:
+    """Classes of each of as few parts as can be, as even as they come."""
+    return triton.cdiv(classes, triton.cdiv(classes, most))
 
 
 def rows_at_once(ratio: float) -> int:

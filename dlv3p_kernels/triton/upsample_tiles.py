@@ -90,6 +90,22 @@ def load_mixed(first, second, shares):
 
 
 @triton.jit
+def block_of(block, BLOCK: tl.constexpr, CLASSES: tl.constexpr):
+    """First class of a block, and how often each of its classes counts; empty where all do.
+
+    The last block ends with the last class: it may begin with classes that the one in front of it
+    has had, which count 0 times. No maximum notices them.
+    """
+    start = block * BLOCK
+    counts = ()
+    if CLASSES % BLOCK > 0:
+        start = tl.minimum(start, CLASSES - BLOCK)
+        for i in tl.static_range(BLOCK):
+            counts = counts + (tl.where(start + i >= block * BLOCK, 1.0, 0.0),)
+    return start, counts
+
+
+@triton.jit
 def load_block(corners, shares, start, plane, COUNT: tl.constexpr, NHWC: tl.constexpr):
     """COUNT classes from `start` on, above and below the pixels of every lane."""
     above = ()
@@ -137,15 +153,20 @@ def filled(value, COUNT: tl.constexpr, LANES: tl.constexpr, DTYPE: tl.constexpr 
 
 
 @triton.jit
-def load_class_weights(weight, start, COUNT: tl.constexpr, USED: tl.constexpr):
-    """Weights of COUNT classes as scalars, 1 where there are none; an empty tuple if not USED."""
+def load_class_weights(weight, start, counts, COUNT: tl.constexpr, USED: tl.constexpr):
+    """Weights of COUNT classes as scalars, 1 where there are none; an empty tuple if not USED.
+
+    They are multiplied by `counts`, if it is not empty.
+    """
     weights = ()
     if USED:
         for i in tl.static_range(COUNT):
+            value = 1.0
             if weight is not None:
-                weights = weights + (tl.load(weight + start + i).to(tl.float32),)
-            else:
-                weights = weights + (1.0,)
+                value = tl.load(weight + start + i).to(tl.float32)
+            if len(counts) > 0:
+                value = value * counts[i]
+            weights = weights + (value,)
     return weights
 
 
@@ -195,13 +216,16 @@ def largest_of(maximum, values):
 
 
 @triton.jit
-def add_exponentials(maximum, total, values):
-    """The maximum and the sum of exp2(x * log2(e) - base) with more values."""
+def add_exponentials(maximum, total, values, counts):
+    """The maximum and the sum of exp2(x * log2(e) - base) with more values, `counts` times each."""
     largest = largest_of(maximum, values)
     base = base_of(largest)
     total = total * tl.exp2(maximum * LOG2E - base)
     for i in tl.static_range(len(values)):
-        total = total + tl.exp2(tl.fma(values[i], LOG2E, -base))
+        value = tl.exp2(tl.fma(values[i], LOG2E, -base))
+        if len(counts) > 0:
+            value = value * counts[i]
+        total = total + value
     return largest, total
 
 
