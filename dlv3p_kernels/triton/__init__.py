@@ -17,6 +17,9 @@ from ..backends import triton_interpreted
 OPS = {
     "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused", "depthwise_conv2d_statistics"),
     "depthwise_backward": ("depthwise_conv2d_backward", "depthwise_conv2d_fused_backward"),
+    "class_weights": ("class_weight_sum",),
+    "upsample_argmax": ("upsample_argmax",),
+    "upsample_loss": ("upsample_cross_entropy", "upsample_cross_entropy_backward"),
     "norm": (
         "batch_norm_stats",
         "batch_norm_finalise",

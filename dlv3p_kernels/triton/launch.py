@@ -17,9 +17,9 @@ from .moments import MOMENTS, merge_moments_kernel, sum_parts_kernel
 
 WARPS = 4
 _THREADS = 32 * WARPS
-_INTERPRETED = backends.triton_interpreted()
+INTERPRETED = backends.triton_interpreted()
 # A few waves of programs on the largest GPUs. Interpreted, every program costs milliseconds.
-_PROGRAMS = 2 if _INTERPRETED else 2048
+_PROGRAMS = 2 if INTERPRETED else 2048
 _INTERPRETED_TILE = 1 << 15
 _INTERPRETED_CHANNELS = 256
 # Blocks of lanes per program; few values, as each is compiled anew.
@@ -111,7 +111,7 @@ def _block(
 ) -> tuple[int, int]:
     """Lanes and channels of a block."""
     block_lanes, block_channels = tile_shape(nhwc, element_size, per_thread)
-    if _INTERPRETED:
+    if INTERPRETED:
         block_channels = _INTERPRETED_CHANNELS
         block_lanes = _INTERPRETED_TILE // block_channels
     block_channels = min(block_channels, triton.next_power_of_2(channels))

@@ -10,6 +10,7 @@ from typing import Any
 from . import launch, moments, norm_kernels
 from .depthwise_lines import depthwise_lines_bwd_kernel, depthwise_lines_fwd_kernel
 from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
+from .upsample_specs import upsample_specs
 
 Spec = tuple[str, Any, dict[str, str], dict[str, Any], int, int]
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -113,4 +114,4 @@ def _norm() -> list[Spec]:
     return specs
 
 
-COMPILE_SPECS = [*_depthwise(), *_norm()]
+COMPILE_SPECS = [*_depthwise(), *_norm(), *upsample_specs()]
