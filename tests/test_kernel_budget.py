@@ -12,7 +12,7 @@ from pathlib import Path
 import kernel_budget
 import pytest
 from gpu_code import machine_code, table, triton_kernels
-from gpu_code.budget import Budget, WideAccess, difference
+from gpu_code.budget import Budget, TensorCores, WideAccess, difference
 from gpu_code.machine_code import Kernels, Usage
 from kernel_budget import SOURCES, Source
 
@@ -76,6 +76,8 @@ arch = sm_90a
         /*0030*/              @UP1 STG.E.64 [R4.64], R8 ;             /* 0x0000 */
         /*0040*/                   STS.128 [R4], R8 ;                 /* 0x0000 */
         /*0050*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0060*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*0070*/                   HGMMA.64x256x16.F32.BF16 R24, R4, gdesc[UR4], R24 ;
 		Function : _Z1zPf
         /*0010*/                   EXIT ;
 arch = sm_100
@@ -89,7 +91,7 @@ def test_dumps_are_read() -> None:
     kernels = machine_code.with_widths(usage, machine_code.parse_code(CODE.splitlines()))
     # 1024 bytes of shared memory are the system's.
     assert kernels == {
-        "_Z1kPf": {"90a": Usage(64, 12, 512, 128, 64, 128), "100": Usage(32, 0, 0, 256)},
+        "_Z1kPf": {"90a": Usage(64, 12, 512, 128, 64, 128, "HGMMA"), "100": Usage(32, 0, 0, 256)},
         "_Z1zPf": {"90a": Usage(10)},
     }
 
@@ -190,6 +192,32 @@ def test_lost_wide_access_breaks_rule_and_budget() -> None:
 def test_rules_about_no_kernel_are_reported() -> None:
     found = Budget(4, (WIDE,)).objections("unknown compiler", {"r": {"90a": GOOD}})
     assert found == ["wide_access: no kernel matches '^k'"]
+
+
+def test_lost_tensor_cores_are_reported() -> None:
+    rule = TensorCores("^k", "a product", {"90a": "HGMMA", "80": "HMMA"})
+    budget = Budget(4, (), tensor_cores=(rule,))
+    rows = {"80": replace(GOOD, tensor="HMMA"), "90a": replace(GOOD, tensor="HGMMA"), "100": GOOD}
+    assert budget.objections("unknown compiler", {"k": rows, "r": {"90a": GOOD}}) == []
+    rows |= {"80": GOOD, "90a": replace(GOOD, tensor="HMMA")}
+    assert budget.objections("unknown compiler", {"k": rows}) == [
+        "k [80]: tensor cores by none, meant is HMMA (a product)",
+        "k [90a]: tensor cores by HMMA, meant is HGMMA (a product)",
+    ]
+    assert budget.objections("unknown compiler", {"r": {"90a": GOOD}}) == [
+        "tensor_cores: no kernel matches '^k'"
+    ]
+
+
+def test_tensor_cores_are_stored(tmp_path: Path) -> None:
+    rule = TensorCores("^k", "a product", {"90a": "HGMMA"})
+    kernels = {"k": {"90a": replace(GOOD, tensor="HGMMA"), "80": GOOD}}
+    budget = Budget(4, (), {"triton 3.7": kernels}, (rule,))
+    budget.save(tmp_path / "triton.json")
+    assert Budget.load(tmp_path / "triton.json") == budget
+    assert difference(kernels, {"k": {"90a": GOOD, "80": GOOD}}) == [
+        "  k [90a]: tensor HGMMA -> none"
+    ]
 
 
 def test_local_memory_may_not_grow_anywhere() -> None:

@@ -151,22 +151,18 @@ def _run(
     """Writes the result; the workspace of the statistics comes back."""
     batch, in_channels, *source_size = maps.source.shape
     out_channels, *result_size = maps.result.shape[1:]
-    parts, steps = plan.parts(in_channels, multiprocessors)
-    pixels = maps.result.numel() // out_channels
-    programs = plan.tiles[0] if parts == 1 else triton.cdiv(pixels, FINISH_PIXELS)
-    partials = None
-    if end.statistics:
-        partials = launch.workspace(maps.source, programs, launch.MOMENT_ROWS, out_channels)
     out_unit, in_unit = launch.unit_of(out_channels), launch.unit_of(in_channels)
+    parts, steps = plan.parts(in_channels, multiprocessors)
+    grid = (*plan.tiles, parts)
     h, w = plan.blocks
-    whole = parts == 1
-    sums = (
-        None if whole else maps.result.new_empty(parts, pixels, out_channels, dtype=torch.float32)
-    )
     wide = _wide(geometry, plan, maps)
-    separable_fwd_kernel[(*plan.tiles, parts)](
-        maps.source, table, pw_weight, *end.vectors, maps.residual, maps.result,
-        sums, partials if whole else None,
+    sums = partials = None
+    if parts > 1:
+        sums = maps.result.new_empty(parts, maps.result.numel(), dtype=torch.float32)
+    elif end.statistics:
+        partials = launch.workspace(maps.source, grid[0], launch.MOMENT_ROWS, out_channels)
+    separable_fwd_kernel[grid](
+        maps.source, table, pw_weight, *end.vectors, maps.residual, maps.result, sums, partials,
         batch, in_channels // in_unit, out_channels // out_unit, *source_size, *result_size,
         *geometry.stride, *(-p for p in geometry.before), *geometry.dilation, h.step, w.step,
         h.phases, w.phases, h.segments, w.segments, steps,
@@ -174,14 +170,24 @@ def _run(
         EVEN=in_channels % BLOCK_K == 0, BLOCK_K=BLOCK_K, BLOCK_N=plan.block_n, WIDE=wide,
         **plan.blocks.constants, **activations, **end.constants, **OPTIONS,
     )  # fmt: skip
-    if not whole:
-        grid = (programs, triton.cdiv(out_channels, FINISH_CHANNELS))
-        separable_finish_kernel[grid](
-            sums, *end.vectors, maps.residual, maps.result, partials,
-            pixels, out_channels // out_unit, parts, OUT_UNIT=out_unit,
-            PIXELS=FINISH_PIXELS, CHANNELS=FINISH_CHANNELS, WIDE=wide,
-            **end.constants, **launch.OPTIONS,
-        )  # fmt: skip
+    return partials if sums is None else _finish(sums, maps, end, wide)
+
+
+def _finish(sums: Tensor, maps: _Maps, end: _End, wide: bool) -> Tensor | None:
+    """Adds up the (parts, elements) of the result, and does what stands behind."""
+    channels = maps.result.size(1)
+    pixels = maps.result.numel() // channels
+    grid = (triton.cdiv(pixels, FINISH_PIXELS), triton.cdiv(channels, FINISH_CHANNELS))
+    partials = None
+    if end.statistics:
+        partials = launch.workspace(maps.source, grid[0], launch.MOMENT_ROWS, channels)
+    unit = launch.unit_of(channels)
+    separable_finish_kernel[grid](
+        sums, *end.vectors, maps.residual, maps.result, partials,
+        pixels, channels // unit, sums.size(0), OUT_UNIT=unit,
+        PIXELS=FINISH_PIXELS, CHANNELS=FINISH_CHANNELS, WIDE=wide,
+        **end.constants, **launch.OPTIONS,
+    )  # fmt: skip
     return partials
 
 

@@ -102,12 +102,12 @@ def reaches(k, size):
 
 @triton.jit
 def depthwise_tile(
-    source, table, channel, channel_ok, channels, row, column, lane_ok,
+    source, table, channel, channels, row, column, lane_ok,
     source_h, source_w, dilation_h, dilation_w,
     KH: tl.constexpr, KW: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr,
     APART_H: tl.constexpr, APART_W: tl.constexpr, FIRST_H: tl.constexpr, LAST_H: tl.constexpr,
     FIRST_W: tl.constexpr, LAST_W: tl.constexpr, PROLOGUE: tl.constexpr,
-    IN_ACTIVATION: tl.constexpr, MID_ACTIVATION: tl.constexpr,
+    IN_ACTIVATION: tl.constexpr, MID_ACTIVATION: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Depthwise results of every block, (OUT_H * OUT_W * LANES, channels), output by output.
 
@@ -134,7 +134,8 @@ def depthwise_tile(
             x = column + j * dilation_w
             inside = y_ok & (x >= 0) & (x < source_w)
             at = source + (i * dilation_h * source_w + j * dilation_w) * channels
-            value = tl.load(at, mask=inside & channel_ok, other=0.0).to(tl.float32)
+            ok = inside if EVEN else inside & (channel < channels)
+            value = tl.load(at, mask=ok, other=0.0).to(tl.float32)
             value = activate(scaled(value, before), IN_ACTIVATION)
             for r in tl.static_range(OUT_H):
                 for s in tl.static_range(OUT_W):
@@ -235,11 +236,10 @@ def separable_fwd_kernel(
         # The last part may be shorter.
         if first + step * BLOCK_K < in_channels:
             left = depthwise_tile(
-                from_ + channel[None, :], table, channel[None, :],
-                EVEN or (channel < in_channels)[None, :], in_channels, y, x, lane_ok,
+                from_ + channel[None, :], table, channel[None, :], in_channels, y, x, lane_ok,
                 source_h, source_w, dilation_h, dilation_w,
                 KH, KW, OUT_H, OUT_W, APART_H, APART_W, FIRST_H, LAST_H, FIRST_W, LAST_W,
-                PROLOGUE, IN_ACTIVATION, MID_ACTIVATION,
+                PROLOGUE, IN_ACTIVATION, MID_ACTIVATION, EVEN,
             )  # fmt: skip
         else:
             left = tl.zeros([OUT_H * OUT_W * LANES, BLOCK_K], source.dtype.element_ty)

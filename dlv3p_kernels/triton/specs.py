@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import launch, moments, norm_kernels
+from . import launch, moments, norm_kernels, separable, separable_plan
 from .depthwise_lines import depthwise_lines_bwd_kernel, depthwise_lines_fwd_kernel
 from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
+from .separable_kernels import (
+    separable_finish_kernel,
+    separable_fwd_kernel,
+    separable_table_kernel,
+)
 from .upsample_specs import upsample_specs
 
 Spec = tuple[str, Any, dict[str, str], dict[str, Any], int, int]
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _VECTORS = {"in_scale", "in_shift", "out_scale", "out_shift", "mean", "invstd", "partials", "var",
             "sum_grad", "sum_grad_normalised", "running_mean", "running_var", "new_mean",
-            "new_var"}  # fmt: skip
+            "new_var", "table", "sums", "mid_scale", "mid_shift"}  # fmt: skip
 _FLOATS = {"unbias", "momentum", "eps"}
 _NORM_VECTORS = {*_VECTORS, "weight", "bias"}
-_MAPS = {"source", "weight", "bias", "input", "result", "grad", "residual", "by_input",
-         "by_residual"}  # fmt: skip
+_MAPS = {"source", "weight", "bias", "pw_weight", "pw_bias", "input", "result", "grad", "residual",
+         "by_input", "by_residual"}  # fmt: skip
 _NHWC, _NCHW = True, False
 _RELU = 1
 
@@ -32,6 +37,7 @@ def _spec(
     constants: dict[str, Any],
     absent: tuple[str, ...] = (),
     vectors: set[str] = _VECTORS,
+    options: dict[str, Any] = launch.OPTIONS,
 ) -> Spec:
     """Names of arguments tell their types; `absent` ones are None."""
     signature = {}
@@ -43,7 +49,14 @@ def _spec(
         elif not argument.isupper():
             signature[argument] = "fp32" if argument in _FLOATS else "i32"
     given = {**constants, **dict.fromkeys(absent)}
-    return f"triton_{name}_{dtype}", function, signature, given, launch.WARPS, 1
+    return (
+        f"triton_{name}_{dtype}",
+        function,
+        signature,
+        given,
+        options["num_warps"],
+        options.get("num_stages", 1),
+    )
 
 
 def _tile(dtype: str, nhwc: bool, per_thread: int = launch.FORWARD_PER_THREAD) -> dict[str, Any]:
@@ -77,6 +90,8 @@ def _depthwise() -> list[Spec]:
     specs += [
         _spec("depthwise_lines_fwd_fused_nhwc", depthwise_lines_fwd_kernel, "bf16",
               {**fused, **tile}, ("bias", "out_scale", "out_shift")),
+        _spec("depthwise_lines_statistics_nhwc", depthwise_lines_fwd_kernel, "bf16",
+              {**fused, **tile}, ("bias", "out_scale", "out_shift", "result")),
         _spec("depthwise_lines_bwd_fused_nhwc", depthwise_lines_bwd_kernel, "bf16",
               {**both, **half, "IN_ACTIVATION": _RELU}),
         _spec("depthwise_taps_fwd_nhwc", depthwise_taps_kernel, "bf16",
@@ -114,4 +129,38 @@ def _norm() -> list[Spec]:
     return specs
 
 
-COMPILE_SPECS = [*_depthwise(), *_norm(), *upsample_specs()]
+def _separable() -> list[Spec]:
+    """With 256 output channels the wide tiles of 9.0 and 10.0, with 128 those of all others."""
+    lanes = separable_plan.TILE_ROWS // 4
+    square = {"OUT_H": 2, "OUT_W": 2, "APART_H": 1, "APART_W": 1, "FIRST_H": 0, "LAST_H": 4,
+              "FIRST_W": 0, "LAST_W": 4}  # fmt: skip
+    column = {**square, "OUT_H": 4, "OUT_W": 1, "FIRST_H": 1, "LAST_H": 4, "LAST_W": 3}
+    stride2 = {**square, "APART_H": 2, "APART_W": 2, "LAST_H": 5, "LAST_W": 5, "BLOCK_N": 128}
+    head = {"PROLOGUE": False, "IN_ACTIVATION": 0, "MID_ACTIVATION": _RELU,
+            "OUT_ACTIVATION": _RELU, "STATISTICS": False}  # fmt: skip
+    train = {**head, "PROLOGUE": True, "IN_ACTIVATION": _RELU, "OUT_ACTIVATION": 0,
+             "STATISTICS": True}  # fmt: skip
+    same = {"IN_UNIT": 8, "OUT_UNIT": 8, "KH": 3, "KW": 3, "EVEN": True, "LANES": lanes,
+            "BLOCK_K": separable_plan.BLOCK_K, "BLOCK_N": 256, "WIDE": False}  # fmt: skip
+    whole, no_sums = ("residual", "sums", "partials"), ("sums", "partials")
+    specs = [
+        _spec(f"separable_fwd_{name}nhwc", separable_fwd_kernel, "bf16", {**same, **constants},
+              absent, options=separable.OPTIONS)
+        for name, constants, absent in (
+            ("", {**square, **head}, whole),
+            ("statistics_", {**square, **train},
+             ("residual", "sums", "pw_bias", "out_scale", "out_shift")),
+            ("column_parts_", {**column, **head}, ("residual", "partials")),
+            ("stride2_ragged_", {**head, **stride2, "EVEN": False}, no_sums),
+        )
+    ]  # fmt: skip
+    finish = {"OUT_UNIT": 8, "OUT_ACTIVATION": 0, "STATISTICS": True, "WIDE": False,
+              "PIXELS": separable.FINISH_PIXELS, "CHANNELS": separable.FINISH_CHANNELS}  # fmt: skip
+    specs += [
+        _spec("separable_finish_nhwc", separable_finish_kernel, "bf16", finish, ("residual",)),
+        _spec("separable_table", separable_table_kernel, "bf16", {"TAPS": 9}),
+    ]
+    return specs
+
+
+COMPILE_SPECS = [*_depthwise(), *_norm(), *_separable(), *upsample_specs()]

@@ -2,7 +2,7 @@
 
 A budget file has one entry for each compiler version, because another one allots other registers.
 Where the compiler at hand has no entry, the rules that need none still hold: no local memory on
-9.0a, and wide accesses where the file says that they are meant.
+9.0a, and wide accesses and tensor cores where the file says that they are meant.
 """
 
 from __future__ import annotations
@@ -43,12 +43,28 @@ class WideAccess:
 
 
 @dataclass(frozen=True)
+class TensorCores:
+    """A rule: kernels whose name matches have this instruction, for each architecture named."""
+
+    kernels: str
+    why: str
+    tensor: dict[str, str]
+
+    def objections(self, name: str, arch: str, usage: Usage) -> Iterator[str]:
+        """What `usage` lacks, where the rule is about this kernel and architecture."""
+        wanted = self.tensor.get(arch, "")
+        if wanted and re.search(self.kernels, name) and usage.tensor != wanted:
+            yield f"tensor cores by {usage.tensor or 'none'}, meant is {wanted} ({self.why})"
+
+
+@dataclass(frozen=True)
 class Budget:
     """What `benchmarks/budget/*.json` holds."""
 
     register_allowance: int
     wide_access: tuple[WideAccess, ...]
     compilers: dict[str, Kernels] = field(default_factory=dict)
+    tensor_cores: tuple[TensorCores, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Budget:
@@ -62,7 +78,8 @@ class Budget:
             for compiler, kernels in stored["compilers"].items()
         }
         rules = tuple(WideAccess(**rule) for rule in stored["wide_access"])
-        return cls(stored["register_allowance"], rules, compilers)
+        tensor = tuple(TensorCores(**rule) for rule in stored.get("tensor_cores", ()))
+        return cls(stored["register_allowance"], rules, compilers, tensor)
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all, one line for each kernel and architecture."""
@@ -89,9 +106,13 @@ class Budget:
             for rule in self.wide_access:
                 for text in rule.objections(name, usage):
                     yield f"{name} [{arch}]: {text}"
-        for rule in self.wide_access:
-            if not any(re.search(rule.kernels, name) for name in kernels):
-                yield f"wide_access: no kernel matches {rule.kernels!r}"
+            for tensor_rule in self.tensor_cores:
+                for text in tensor_rule.objections(name, arch, usage):
+                    yield f"{name} [{arch}]: {text}"
+        for kind in ("wide_access", "tensor_cores"):
+            for pattern in (rule.kernels for rule in getattr(self, kind)):
+                if not any(re.search(pattern, name) for name in kernels):
+                    yield f"{kind}: no kernel matches {pattern!r}"
 
     def _entry_objections(self, entry: Kernels, kernels: Kernels) -> Iterator[str]:
         yield from (f"{name}: not in the budget (new)" for name in sorted(kernels.keys() - entry))
@@ -141,7 +162,8 @@ def _change(before: Usage | None, after: Usage | None) -> str:
     if before is None or after is None:
         return "architecture added" if before is None else "architecture gone"
     old, new = before.as_dict(), after.as_dict()
-    return ", ".join(f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key])
+    keys = [key for key in vars(after) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys)
 
 
 def _rows(kernels: Kernels) -> Iterator[tuple[str, str, Usage]]:
@@ -158,6 +180,8 @@ def _as_text(budget: Budget) -> str:
         "register_allowance": budget.register_allowance,
         "wide_access": rules,
     }
+    if budget.tensor_cores:
+        head["tensor_cores"] = [vars(rule) for rule in budget.tensor_cores]
     # Sorted, a line for each architecture: changes are readable in a diff.
     compilers = ",\n".join(
         f"  {json.dumps(compiler)}: {{\n{_kernels_text(kernels)}\n  }}"

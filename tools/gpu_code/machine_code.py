@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 # Resource usage and code of one architecture stand under such a line in both kinds of dump.
 _ARCHITECTURE = re.compile(r"^arch = sm_(\w+)$")
@@ -25,6 +26,8 @@ _ACCESSES = {
     "store": {"STG", "ST"},
     "async_copy": {"LDGSTS", "UBLKCP", "UTMALDG"},
 }
+# Products of matrices; the newer in its architecture's own form only.
+_TENSOR = ("UTCHMMA", "HGMMA", "HMMA")
 _DEFAULT_BITS = 32
 _RESERVED_SHARED = 1024
 _REPORTS_RESERVED = 90
@@ -37,7 +40,8 @@ class Usage:
 
     `local` is bytes of local memory per thread: spilled registers and arrays that the compiler
     could not keep in registers, which cost the same. `load`, `store` and `async_copy` are the
-    widest global accesses of one thread in bits, 0 where there are none.
+    widest global accesses of one thread in bits, 0 where there are none. `tensor` is the newest
+    kind of tensor core instruction, "" where there is none.
     """
 
     registers: int
@@ -46,16 +50,17 @@ class Usage:
     load: int = 0
     store: int = 0
     async_copy: int = 0
+    tensor: str = ""
 
-    def as_dict(self) -> dict[str, int]:
-        """The fields, ready for JSON."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, int | str]:
+        """The fields, ready for JSON; most kernels are silent about tensor cores."""
+        return {key: value for key, value in asdict(self).items() if value != ""}
 
 
 # Kernel -> architecture ("90a") -> usage.
 Kernels = dict[str, dict[str, Usage]]
 # Mangled name, architecture, fields of `Usage`.
-Widths = tuple[str, str, dict[str, int]]
+Widths = tuple[str, str, dict[str, Any]]
 
 
 def find_tool(name: str) -> str | None:
@@ -138,12 +143,14 @@ def parse_code(lines: Iterable[str]) -> Iterator[Widths]:
     """Widest accesses by mangled name and architecture."""
     architecture = ""
     name = None
-    widths: dict[str, int] = {}
+    widths: dict[str, Any] = {}
     for line in lines:
         if match := _INSTRUCTION.match(line):
             kind, bits = access(match[1])
             if kind:
                 widths[kind] = max(bits, widths.get(kind, 0))
+            elif (opcode := match[1].split(".")[0]) in _TENSOR:
+                widths["tensor"] = min(opcode, widths.get("tensor", opcode), key=_TENSOR.index)
         elif match := _ARCHITECTURE.match(line) or _CUBIN_ARCHITECTURE.match(line):
             if name:
                 yield name, architecture, widths
