@@ -16,14 +16,15 @@ import triton.language as tl
 
 from .resize import cells_of, first_pixel, shares_of
 from .upsample_tiles import (
-    LN2,
-    LOG2E,
+    all_mixed,
     cell_offset,
     class_offset,
+    exponential,
     filled,
     load_class_weights,
     load_label_weight,
     load_target,
+    mixed,
     plane_of,
     row_range,
     stacked,
@@ -70,15 +71,6 @@ def load_cells(logits, start, plane, COUNT: tl.constexpr, NHWC: tl.constexpr):
 
 
 @triton.jit
-def mixed(first, second, shares):
-    """shares[0] * first + shares[1] * second, class by class."""
-    values = ()
-    for i in tl.static_range(len(first)):
-        values = values + (first[i] * shares[0] + second[i] * shares[1],)
-    return values
-
-
-@triton.jit
 def added(totals, share, terms):
     """totals + share * terms, class by class."""
     values = ()
@@ -101,29 +93,24 @@ def load_factors(
 
 @triton.jit
 def add_pixel(
-    sums, left, right, shares, received, logsumexp, factors, ok, start, weights,
+    sums, upper, lower, shares, received, logsumexp, factors, ok, start, weights,
     CLASSES: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the pixels of a row for the left and the right cells, with one more pixel."""
+    """Sums over the pixels of a column for the upper and the lower cells, with one more pixel."""
     label, by_probability, by_one_hot, by_weight = factors
-    base = logsumexp * LOG2E
-    if CLASSES > 1:
-        # exp(x - logsumexp) is relative to the rounded base: this takes the rounding out again.
-        by_probability = by_probability * (1.0 - LN2 * tl.fma(logsumexp, LOG2E, -base))
-    for_left = ()
-    for_right = ()
-    for i in tl.static_range(len(left)):
-        value = left[i] * shares[0] + right[i] * shares[1]
+    for_upper = ()
+    for_lower = ()
+    for i in tl.static_range(len(upper)):
         if CLASSES > 1:
-            probability = tl.exp2(tl.fma(value, LOG2E, -base))
+            probability = exponential(mixed(upper[i], lower[i], shares) - logsumexp)
         else:  # 1 to the last bit, as in stock; NaN stays
-            probability = 1.0 + (base - base)
+            probability = 1.0 + (logsumexp - logsumexp)
         term = probability * by_probability - tl.where(label == start + i, by_one_hot, 0.0)
         if SMOOTH:
             term = term - by_weight * weights[i]
-        for_left = for_left + (tl.where(ok, sums[0][i] + received[0] * term, sums[0][i]),)
-        for_right = for_right + (tl.where(ok, sums[1][i] + received[1] * term, sums[1][i]),)
-    return for_left, for_right
+        for_upper = for_upper + (tl.where(ok, sums[0][i] + received[0] * term, sums[0][i]),)
+        for_lower = for_lower + (tl.where(ok, sums[1][i] + received[1] * term, sums[1][i]),)
+    return for_upper, for_lower
 
 
 @triton.jit
@@ -191,32 +178,33 @@ def upsample_loss_bwd_kernel(
         first, last = row_range(interval, height, out_height, scale_h, inverse_h, ALIGN)
         below_left = filled(0.0, COUNT, LANES)
         below_right = filled(0.0, COUNT, LANES)
-        for r in range(tl.max(tl.where(lane_ok, last - first, 0), 0)):
-            y = first + r
-            vertical = shares_of(y, interval, scale_h, ALIGN)
-            at_left = mixed(upper_left, lower_left, vertical)
-            at_right = mixed(upper_right, lower_right, vertical)
-            sums_left = filled(0.0, COUNT, LANES)
-            sums_right = filled(0.0, COUNT, LANES)
-            for c in range(most_columns):
-                x = first_column + c
+        most_rows = tl.max(tl.where(lane_ok, last - first, 0), 0)
+        for c in range(most_columns):
+            x = first_column + c
+            horizontal = shares_of(x, across, scale_w, ALIGN)
+            upper = all_mixed(upper_left, upper_right, horizontal)
+            lower = all_mixed(lower_left, lower_right, horizontal)
+            for_upper = filled(0.0, COUNT, LANES)
+            for_lower = filled(0.0, COUNT, LANES)
+            for r in range(most_rows):
+                y = first + r
                 ok = lane_ok & (y < last) & (x < last_column)
                 factors = load_factors(
                     grad + y * grad_h + x * grad_w, target + y * target_h + x * target_w,
                     weight, ok, ignore_index, smoothing, weight_sum, CLASSES,
                 )  # fmt: skip
-                horizontal = shares_of(x, across, scale_w, ALIGN)
+                vertical = shares_of(y, interval, scale_h, ALIGN)
                 lse = tl.load(logsumexp + y * out_width + x, mask=ok, other=0.0)
-                sums_left, sums_right = add_pixel(
-                    (sums_left, sums_right), at_left, at_right, horizontal,
-                    receiving(horizontal, across, width), lse, factors, ok, start, weights,
+                for_upper, for_lower = add_pixel(
+                    (for_upper, for_lower), upper, lower, vertical,
+                    receiving(vertical, interval, height), lse, factors, ok, start, weights,
                     CLASSES, SMOOTH,
                 )  # fmt: skip
-            received = receiving(vertical, interval, height)
-            for_left = added(for_left, received[0], sums_left)
-            for_right = added(for_right, received[0], sums_right)
-            below_left = added(below_left, received[1], sums_left)
-            below_right = added(below_right, received[1], sums_right)
+            received = receiving(horizontal, across, width)
+            for_left = added(for_left, received[0], for_upper)
+            for_right = added(for_right, received[1], for_upper)
+            below_left = added(below_left, received[0], for_lower)
+            below_right = added(below_right, received[1], for_lower)
         complete = owned & (step > 0) & (interval < height)
         at = cell_offset(image, interval, across, height, width, CLASSES, NHWC)
         store_cells(result, at, for_left, for_right, complete, start, own, plane,

@@ -14,18 +14,18 @@ import triton.language as tl
 
 from .upsample_tiles import (
     add_exponentials,
+    all_mixed,
     block_of,
     class_offset,
     columns_of,
     corners_of,
     filled,
-    interpolated,
     load_block,
     load_class_weights,
     load_label_weight,
     load_mixed,
     load_target,
-    log_of_sum,
+    mixed,
     plane_of,
     row_range,
     rows_of,
@@ -55,7 +55,7 @@ def add_classes(
     new_levels = ()
     new_distances = ()
     for t in tl.static_range(len(rows)):
-        values = interpolated(above, below, rows[t])
+        values = all_mixed(above, below, rows[t])
         maximum, total = add_exponentials(maxima[t], totals[t], values, counts)
         new_maxima = new_maxima + (maximum,)
         new_totals = new_totals + (total,)
@@ -123,8 +123,8 @@ def upsample_loss_fwd_kernel(
             at = class_offset(label, plane, NHWC)
             above = load_mixed(corners[0] + at, corners[1] + at, columns)
             below = load_mixed(corners[2] + at, corners[3] + at, columns)
-            own = above * rows[t][0] + below * rows[t][1]
-            log_sum = log_of_sum(maxima[t], totals[t])
+            own = mixed(above, below, rows[t])
+            log_sum = tl.log(totals[t])
             value = load_label_weight(weight, label, valid) * (log_sum + (maxima[t] - own))
             if SMOOTH:
                 spread = weight_sum * (log_sum + (maxima[t] - levels[t])) - distances[t]
@@ -158,7 +158,7 @@ def compare_classes(
     new_indices = ()
     new_totals = ()
     for t in tl.static_range(len(rows)):
-        values = interpolated(above, below, rows[t])
+        values = all_mixed(above, below, rows[t])
         maximum, index = better(maxima[t], indices[t], values, start)
         if PROBABILITY:
             _, total = add_exponentials(maxima[t], totals[t], values, counts)
@@ -201,5 +201,5 @@ def upsample_argmax_kernel(
             there = (image * out_height + row + t) * out_width + column
             tl.store(index + there, indices[t].to(index.dtype.element_ty), mask=ok)
             if PROBABILITY:
-                largest = tl.exp(-log_of_sum(maxima[t], totals[t]))
-                tl.store(probability + there, largest, mask=ok)
+                share = tl.where(totals[t] > 0.0, 1.0 / totals[t], float("nan"))
+                tl.store(probability + there, share, mask=ok)

@@ -13,7 +13,6 @@ import triton.language as tl
 from .resize import cells_of, first_pixel, interval_of, shares_of
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -80,9 +79,19 @@ def corners_of(
 
 
 @triton.jit
+def mixed(first, second, shares):
+    """shares[0] * first + shares[1] * second, where infinities are what stock makes of them.
+
+    Fused explicitly: the backward must find the logits of the forward to the bit, as the
+    exponentials of large ones are far apart.
+    """
+    return tl.fma(second, shares[1], first * shares[0])
+
+
+@triton.jit
 def load_mixed(first, second, shares):
-    """shares[0] * first + shares[1] * second, where infinities are what stock makes of them."""
-    return tl.load(first).to(tl.float32) * shares[0] + tl.load(second).to(tl.float32) * shares[1]
+    """`mixed` of what two pointers point to."""
+    return mixed(tl.load(first).to(tl.float32), tl.load(second).to(tl.float32), shares)
 
 
 @triton.jit
@@ -114,11 +123,11 @@ def load_block(corners, shares, start, plane, COUNT: tl.constexpr, NHWC: tl.cons
 
 
 @triton.jit
-def interpolated(above, below, shares):
-    """All classes of one pixel of every lane."""
+def all_mixed(first, second, shares):
+    """`mixed` class by class."""
     values = ()
-    for i in tl.static_range(len(above)):
-        values = values + (above[i] * shares[0] + below[i] * shares[1],)
+    for i in tl.static_range(len(first)):
+        values = values + (mixed(first[i], second[i], shares),)
     return values
 
 
@@ -198,37 +207,28 @@ def load_label_weight(weight, label, valid):
 
 
 @triton.jit
-def base_of(maximum):
-    """What exponents are relative to: the maximum in powers of two, 0 if that is minus infinity."""
-    return tl.where(maximum == float("-inf"), 0.0, maximum * LOG2E)
-
-
-@triton.jit
-def largest_of(maximum, values):
-    """The largest; NaN only by chance, as the sum of exponentials tells of it."""
-    for i in tl.static_range(len(values)):
-        maximum = tl.maximum(maximum, values[i])
-    return maximum
+def exponential(distance):
+    """exp(distance). Differences come first: large logits then neither overflow nor cancel."""
+    return tl.exp2(distance * LOG2E)
 
 
 @triton.jit
 def add_exponentials(maximum, total, values, counts):
-    """The maximum and the sum of exp2(x * log2(e) - base) with more values, `counts` times each."""
-    largest = largest_of(maximum, values)
-    base = base_of(largest)
-    total = total * tl.exp2(maximum * LOG2E - base)
+    """The maximum, and the sum of exp(x - maximum) with more values, `counts` times each.
+
+    NaN reaches the maximum only by chance, but always the sum.
+    """
+    largest = maximum
     for i in tl.static_range(len(values)):
-        value = tl.exp2(tl.fma(values[i], LOG2E, -base))
+        largest = tl.maximum(largest, values[i])
+    base = tl.where(largest == float("-inf"), 0.0, largest)
+    total = total * exponential(maximum - base)
+    for i in tl.static_range(len(values)):
+        value = exponential(values[i] - base)
         if len(counts) > 0:
             value = value * counts[i]
         total = total + value
     return largest, total
-
-
-@triton.jit
-def log_of_sum(maximum, total):
-    """log(sum(exp(x - maximum))): `base` was rounded, which the fma takes out again."""
-    return tl.log(total) - LN2 * tl.fma(maximum, LOG2E, -base_of(maximum))
 
 
 @triton.jit
