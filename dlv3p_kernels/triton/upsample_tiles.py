@@ -17,7 +17,9 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def cell_offset(image, row, column, height, width, CLASSES: tl.constexpr, NHWC: tl.constexpr):
+def cell_offset(
+    image, row, column, height, width, CLASSES: tl.constexpr, NHWC: tl.constexpr
+):
     """Offset of class 0 of a cell."""
     if NHWC:
         return ((image * height + row) * width + column) * CLASSES
@@ -44,7 +46,9 @@ def class_offset(k, plane, NHWC: tl.constexpr):
 
 
 @triton.jit
-def columns_of(images, height, out_width, LANES: tl.constexpr, WIDE: tl.constexpr):
+def columns_of(
+    images, height, out_width, LANES: tl.constexpr, WIDE: tl.constexpr
+):
     """Image, interval of rows and column of every lane, and whether the lane is one.
 
     A lane is a column of an interval of rows. Lanes behind the last repeat the last image: what
