@@ -146,7 +146,7 @@ def test_wrong_result_is_not_timed(
     assert capsys.readouterr().out.count("FAILED") == len(record["rows"]) == 4
 
 
-@pytest.mark.parametrize("arguments", (["--threads", "0"], ["--dtype", "int8"], ["upsample"]))
+@pytest.mark.parametrize("arguments", (["--threads", "0"], ["--dtype", "int8"], ["pooling"]))
 def test_bad_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

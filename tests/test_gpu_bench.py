@@ -37,7 +37,7 @@ def recorded(part: str, **changes: Any) -> dict[str, Any]:
 
 def test_bench_stops_at_the_deadline_and_names_the_rest(tmp_path: Path) -> None:
     record = Record(tmp_path, "bench", {})
-    rows = list(bench.plan(cases.DRY_DEPTHWISE, ()))[:3]
+    rows = list(bench.plan({"depthwise": cases.DRY_DEPTHWISE}))[:3]
     bench.run(record, CPU, cpu_clock, rows, time.monotonic(), 0.01)
     assert len(record.data["rows"]) == 1
     assert record.data["left_out"] == [str(row(CPU)) for row in rows[1:]]
@@ -59,7 +59,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, ops: object) -> None:
 def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     planted(monkeypatch, Wrong())
     record = Record(tmp_path, "bench", {})
-    make = next(bench.plan(cases.DRY_DEPTHWISE, ()))
+    make = next(bench.plan({"depthwise": cases.DRY_DEPTHWISE}))
     bench.run(record, CPU, cpu_clock, [make], time.monotonic() + 60, 0.01)
     (row,) = record.data["rows"]
     assert set(row["ms"]) == {"stock contiguous", "stock channels_last", COPY}
@@ -77,7 +77,7 @@ def test_operators_that_raise_are_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_calls_rotate_through_copies(subject: Subject) -> None:
-    case = cases.DRY_NORM[0] if subject.family == "norm" else cases.DRY_DEPTHWISE[0]
+    case = cases.DRY_FAMILIES[subject.family][0]
     moved = subject.bytes_moved(case, torch.float32)
     row = Row(subject, case, torch.float32, Setting("cpu", ("cpu",), 3 * moved, ()))
     copies = row._copies(subject.tensors(case, torch.float32, "cpu"), torch.channels_last)

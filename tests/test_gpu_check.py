@@ -92,7 +92,8 @@ def test_dry_run_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     record = json.loads((tmp_path / "dry-run" / "bench.json").read_text())
     assert record["machine"]["dry_run"] is True
     assert "gpu" not in record["machine"]
-    assert len(record["rows"]) == 3 * (3 * len(cases.DRY_DEPTHWISE) + 2 * len(cases.DRY_NORM))
+    expected = sum(len(cases.DRY_FAMILIES[subject.family]) for subject in SUBJECTS)
+    assert len(record["rows"]) == 3 * expected
     for row in record["rows"]:
         assert {"stock contiguous", "cpu channels_last", COPY} <= set(row["ms"])
         median = row["ms"]["cpu contiguous"]["median"]

@@ -43,11 +43,14 @@ class RowLike(Protocol):
 MakeRow = Callable[[Setting], RowLike]
 
 
-def plan(depthwise: Sequence[Case], norm: Sequence[Case]) -> Iterator[Callable[[Setting], Row]]:
-    """The rows in the order of their weight: bfloat16 first, the convolution before the rest."""
+def plan(families: Mapping[str, Sequence[Case]]) -> Iterator[Callable[[Setting], Row]]:
+    """The rows in the order of their weight: bfloat16 first, the convolution before the rest.
+
+    Subjects of families that have no cases are left out.
+    """
     for dtype in cases.DTYPES.values():
         for subject in SUBJECTS:
-            for case in depthwise if subject.family == "depthwise" else norm:
+            for case in families.get(subject.family, ()):
                 yield partial(Row, subject, case, dtype)
 
 

@@ -14,7 +14,7 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 @dataclass(frozen=True)
 class Case:
-    """A depthwise 3x3 layer, or the batch norm of a map of that size."""
+    """A depthwise 3x3 layer, the batch norm of a map of that size, or such logits of c classes."""
 
     n: int
     c: int
@@ -59,9 +59,15 @@ DEPTHWISE = (
 )
 # Entry flow, middle flow, exit flow, ResNet's last stage.
 NORM = (Case(16, 128, 257), Case(16, 728, 33), Case(16, 256, 129), Case(16, 2048, 33))
+# PASCAL VOC, Cityscapes and ADE20K at a quarter of 513x513.
+UPSAMPLE = (Case(16, 21, 129), Case(16, 19, 129), Case(4, 150, 129))
 # Of the same kinds, for a run on a CPU that only shows that everything works.
 DRY_DEPTHWISE = (Case(1, 16, 9, 2), Case(2, 24, 8, 1, stride=2))
 DRY_NORM = (Case(2, 16, 9),)
+DRY_UPSAMPLE = (Case(2, 7, 9),)
+# By the family of a subject.
+FAMILIES = {"depthwise": DEPTHWISE, "norm": NORM, "upsample": UPSAMPLE}
+DRY_FAMILIES = {"depthwise": DRY_DEPTHWISE, "norm": DRY_NORM, "upsample": DRY_UPSAMPLE}
 
 
 @dataclass(frozen=True)

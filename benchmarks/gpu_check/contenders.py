@@ -113,6 +113,8 @@ class Row:
             for layout in LAYOUTS:
                 yield f"compiled {layout}", layout, lambda t: subject.stock(case, t, wrap)
         for backend, layout in itertools.product(self.setting.backends, LAYOUTS):
+            if backend in subject.without:
+                continue
             call = partial(subject.ours, dispatch.operators(backend), case)
             yield f"{backend} {layout}", layout, partial(partial, call)
 
@@ -133,11 +135,13 @@ class _Exact:
     """The results in float64 on some channels, and how far off others may be."""
 
     def __init__(self, subject: Subject, case: Case, tensors: Tensors) -> None:
-        spread = torch.linspace(0, case.c - 1, min(case.c, _CHECKED_CHANNELS))
+        checked = _CHECKED_CHANNELS if subject.by_channel else case.c
+        spread = torch.linspace(0, case.c - 1, min(case.c, checked))
         self.few = spread.round().long().unique()
+        self.by_channel = subject.by_channel
         self.names = subject.results
         few_case = Case(case.n, len(self.few), case.size, case.dilation, case.stride)
-        wide = {name: self._pick(t).double() for name, t in tensors.items()}
+        wide = {name: _wide(self._pick(t)) for name, t in tensors.items()}
         exact = tuple(t.detach() for t in subject.stock(few_case, wide, _plain)())
         self.values = [_array(t) for t in exact]
         self.magnitudes = [_array(t) for t in subject.magnitudes(few_case, wide, exact)]
@@ -159,6 +163,8 @@ class _Exact:
 
     def _pick(self, t: Tensor) -> Tensor:
         """The channels of a map (N, C, H, W), a vector (C) or filters (C, 1, kh, kw)."""
+        if not self.by_channel:
+            return t
         few = self.few.to(t.device)
         return t[:, few] if t.dim() == 4 and t.size(1) > 1 else t[few]
 
@@ -181,6 +187,10 @@ def compiling_once() -> Wrap:
 
 def _gbps(moved: int, spread: Spread) -> float:
     return moved / spread.median / 1e6
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.double() if t.is_floating_point() else t
 
 
 def _array(t: Tensor) -> np.ndarray:

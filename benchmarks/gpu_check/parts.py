@@ -86,10 +86,7 @@ def _dispatch(record: Record, context: Context, deadline: float) -> None:
 
 
 def _bench(record: Record, context: Context, deadline: float) -> None:
-    dry = context.dry
-    rows = bench.plan(
-        cases.DRY_DEPTHWISE if dry else cases.DEPTHWISE, cases.DRY_NORM if dry else cases.NORM
-    )
+    rows = bench.plan(cases.DRY_FAMILIES if context.dry else cases.FAMILIES)
     _timed(record, context, deadline, list(rows))
 
 

@@ -20,6 +20,7 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 _RELU = list(reference.ACTIVATIONS).index("relu")
 _EPS = 1e-5
 _MOMENTUM = 0.1
+_IGNORE = -100
 # Where a rounding may decide whether a gradient passes the ReLU, none is sent.
 _CORNER = 1 / 16
 
@@ -32,8 +33,11 @@ class Subject(ABC):
         results: names of the results.
         maps: the least number of maps that go to or come from memory, (of the input's size, of the
             output's size).
-        family: "depthwise" or "norm", which list of cases it is timed on.
+        family: which of `cases.FAMILIES` it is timed on.
         forward: whether it is a forward.
+        by_channel: whether channels have nothing to do with each other, so that some of them can be
+            checked without the rest.
+        without: back ends that have no kernel for it.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Subject(ABC):
     maps: tuple[int, int]
     family: str
     forward: bool
+    by_channel = True
+    without: tuple[str, ...] = ()
 
     def bytes_moved(self, case: Case, dtype: torch.dtype) -> int:
         """What has to be read and written at least; the vectors are left out."""
@@ -268,10 +274,108 @@ def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, weight, bias, True, _MOMENTUM, _EPS))
 
 
+class ResizedLoss(Subject):
+    """Cross entropy of logits resized to four times their size, and its gradient."""
+
+    name, maps = "resized cross entropy, with gradient", (3, 0)
+    results: tuple[str, ...] = ("loss", "grad_input")
+    family, forward, by_channel, without = "upsample", False, False, ("cuda",)
+    # int64 targets twice; loss and log-sum-exp, the second read again.
+    _bytes_per_pixel = 2 * 8 + 3 * 4
+
+    def bytes_moved(self, case: Case, dtype: torch.dtype) -> int:
+        """The pixels as well."""
+        pixels = case.n * _resized_size(case.size) ** 2
+        return super().bytes_moved(case, dtype) + self._bytes_per_pixel * pixels
+
+    def tensors(self, case: Case, dtype: torch.dtype, device: str) -> Tensors:
+        """Logits and targets."""
+        size = _resized_size(case.size)
+        generator = torch.Generator(device).manual_seed(1)
+        shape = (case.n, size, size)
+        target = torch.randint(case.c, shape, generator=generator, device=device)
+        x = 3 * normal(0, device, torch.float32, case.n, case.c, case.size, case.size)
+        return {"x": x.to(dtype), "target": target}
+
+    def ours(self, ops: Any, case: Case, t: Tensors) -> Results:
+        """Two operators, the gradient of a sum between them."""
+        x, target = t["x"], t["target"]
+        loss, logsumexp = ops.upsample_cross_entropy(x, target, None, _IGNORE, 0.0, False)
+        grad = ops.upsample_cross_entropy_backward(
+            loss.new_ones(()).expand_as(loss), x, target, None, logsumexp, _IGNORE, 0.0, False
+        )
+        return loss, grad
+
+    def stock(self, case: Case, t: Tensors, wrap: Wrap) -> Callable[[], Results]:
+        """F.interpolate, F.cross_entropy and autograd."""
+        function, leaf = wrap(_resized_loss), _leaf(t["x"])
+
+        def step() -> Results:
+            loss = function(leaf, t["target"])
+            return loss.detach(), *torch.autograd.grad(loss.sum(), leaf)
+
+        return step
+
+    def magnitudes(self, case: Case, t: Tensors, exact: Results) -> Results:
+        """Exponents are differences of rounded numbers."""
+        label, size = t["target"][:, None], _resized_size(case.size)
+        z, z_size = _resized(t["x"], size), _resized(t["x"].abs(), size)
+        logsumexp = z.logsumexp(1, keepdim=True)
+        loss = (z_size.gather(1, label) + logsumexp.abs())[:, 0]
+        terms = (z - logsumexp).exp() * (1 + z_size + logsumexp.abs())
+        terms.scatter_add_(1, label, torch.ones_like(terms[:, :1]))
+        leaf = _leaf(t["x"])
+        return loss, *torch.autograd.grad(_resized(leaf, size), leaf, terms)
+
+
+class ResizedClasses(ResizedLoss):
+    """The most probable class of every pixel of resized logits, and its probability."""
+
+    name, maps = "classes of resized logits", (1, 0)
+    results, forward = ("probability",), True
+    _bytes_per_pixel = 8 + 4
+
+    def ours(self, ops: Any, case: Case, t: Tensors) -> Results:
+        """One operator; which of two nearly equal classes it names is left open."""
+        size = _resized_size(case.size)
+        _, probability = ops.upsample_argmax(t["x"], [size, size], False, True, False)
+        return (probability,)
+
+    def stock(self, case: Case, t: Tensors, wrap: Wrap) -> Callable[[], Results]:
+        """F.interpolate, softmax and max."""
+        function, size = wrap(_resized_classes), _resized_size(case.size)
+        return lambda: function(t["x"], size)[:1]
+
+    def magnitudes(self, case: Case, t: Tensors, exact: Results) -> Results:
+        """Exponents are differences of rounded numbers."""
+        size = _resized_size(case.size)
+        z, z_size = _resized(t["x"], size), _resized(t["x"].abs(), size)
+        return (exact[0] * (1 + z_size.amax(1) + z.logsumexp(1).abs()),)
+
+
+def _resized_size(size: int) -> int:
+    return 4 * (size - 1) + 1
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+
+
+def _resized_loss(x: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(_resized(x, target.size(1)), target, reduction="none")
+
+
+def _resized_classes(x: Tensor, size: int) -> Results:
+    probability, index = _resized(x, size).softmax(1).max(1)
+    return probability, index
+
+
 SUBJECTS: tuple[Subject, ...] = (
     DepthwiseForward(),
     DepthwiseBackward(),
     DepthwiseFused(),
     NormForward(),
     NormBackward(),
+    ResizedLoss(),
+    ResizedClasses(),
 )

@@ -9,16 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import aspp, depthwise, layers, norm, separable, tables
+from . import aspp, depthwise, layers, norm, separable, tables, upsample
 
 _TABLES = {
     depthwise.OP: tables.DEPTHWISE,
     norm.OP: tables.NORM,
     separable.OP: tables.LAYERS,
     aspp.OP: tables.LAYERS,
+    upsample.OP: tables.UPSAMPLE,
 }
 
-Row = depthwise.Row | norm.Row | layers.Row
+Row = depthwise.Row | norm.Row | layers.Row | upsample.Row
 
 
 def plain(row: Row) -> dict[str, Any]:

@@ -108,9 +108,9 @@ def _norm_cells(row: Mapping[str, Any]) -> list[str]:
     return [*_times_and_copies(row["forward"]), *_times_and_copies(row["step"])]
 
 
-def _norm_summary(rows: Rows) -> str:
-    parts = ("forward", "step")
-    ratios = [row[part]["ratio"]["median"] for row in _timed(rows) for part in parts]
+def _slower(rows: Rows) -> str:
+    timed = [row[part] for row in _timed(rows) for part in ("forward", "step")]
+    ratios = [part["ratio"]["median"] for part in timed if part]
     slower = sum(ratio < 1 for ratio in ratios)
     return f"Slower than stock: {slower} of {len(ratios)}; {_failed(rows)}"
 
@@ -122,7 +122,31 @@ NORM = Table(
         *("stock step ms", "ours step ms", "ratio", "ours/copy"),
     ),
     _norm_cells,
-    _norm_summary,
+    _slower,
+)
+
+
+# --- loss and classes of resized logits -----------------------------------------------------------
+
+
+def _upsample_cells(row: Mapping[str, Any]) -> list[str]:
+    cells = _times_and_copies(row["forward"])
+    if not row["step"]:
+        return cells + ["-"] * 7
+    peaks = [row["memory"][name]["peak"] for name in ("stock", "ours")]
+    megabytes = [f"{peak / 1e6:.1f}" for peak in peaks]
+    return [*cells, *_times_and_copies(row["step"]), *megabytes, f"{peaks[1] / peaks[0]:.3f}x"]
+
+
+UPSAMPLE = Table(
+    (
+        *("case (N=2)", "dtype", "layout", "ours by"),
+        *("stock fwd ms", "ours fwd ms", "ratio", "ours/copy"),
+        *("stock step ms", "ours step ms", "ratio", "ours/copy"),
+        *("stock peak MB", "ours peak MB", "peak"),
+    ),
+    _upsample_cells,
+    _slower,
 )
 
 
