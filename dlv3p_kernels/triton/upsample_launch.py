@@ -18,8 +18,9 @@ from .resize import Axis
 FORWARD_WARPS = 4
 BACKWARD_WARPS = 1
 _INTERPRETED_LANES = 1 << 13
-# Classes of a block, whose logits above and below wait in registers for the rows of an interval. Each
-# block costs one more exponential a pixel; but the time that Triton takes grows with their square.
+# Classes of a block, whose logits above and below wait in registers for the rows of an interval.
+# Each block costs one more exponential a pixel; but the time that Triton takes grows with their
+# square.
 _FORWARD_CLASSES = 8
 # Classes of a program of the backward, 12 registers for each: with 8 some compilers spill.
 _BACKWARD_CLASSES = 7
