@@ -7,8 +7,9 @@ Pixel i of `size` pixels lies at u(i) on the axis of `cells` source cells, in fl
 
 as PyTorch computes it (aten/src/ATen/native/UpSample.h, `area_pixel_compute_source_index`;
 compilers fuse it there). It reads cells floor(max(u, 0)) and the next one, at most the last.
-Interval r holds the pixels with floor(u) = r, for r from -1 (in front of the first cell) to cells - 1: all pixels of
-an interval read the same two cells. u never falls, so an interval is a range of pixels.
+Interval r holds the pixels with floor(u) = r, for r from -1 (in front of the first cell) to cells -
+1: all pixels of an interval read the same two cells. u never falls, so an interval is a range of
+pixels.
 """
 
 from __future__ import annotations
