@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .. import runtime
+from .. import layers, runtime
 from ..layers import Convolution
 from ..region import Region
 from .separable import Stage, stage_before, stage_behind
@@ -66,12 +66,12 @@ def _replace(region: Region, joined: fx.Node) -> None:
     nodes += [joined, projection, *end.nodes]
     if not region.may_join(nodes):
         return
-    layers: list[str | None] = [region.path(projection), end.norm]
+    parts: list[str | None] = [region.path(projection), end.norm]
     for branch in branches:
         middle = branch.middle.norm if branch.middle else None
-        layers += [branch.convolution, branch.end.norm, branch.depthwise, middle]
+        parts += [branch.convolution, branch.end.norm, branch.depthwise, middle]
     words = f"ASPP of {len(branches)} branches"
-    region.replace(last, nodes, _step(branches, end), (*sources, *layers), "aspp", words)
+    region.replace(last, nodes, _step(branches, end), (*sources, *parts), "aspp", words)
 
 
 def _fits_op(branches: list[Branch]) -> bool:
@@ -157,7 +157,7 @@ def _interpolated(node: object) -> fx.Node | None:
 def _is_global_mean(region: Region, node: fx.Node) -> bool:
     if node.op == "call_module":
         layer = region.module(node)
-        exact = type(layer) is nn.AdaptiveAvgPool2d
+        exact = layers.plain_class(layer) is nn.AdaptiveAvgPool2d
         return exact and not region.is_altered(node) and layer.output_size in (1, (1, 1))
     size = node.args[1] if len(node.args) == 2 else node.kwargs.get("output_size")
     return node.target in _POOLINGS and size in (1, (1, 1))
@@ -193,7 +193,7 @@ def _is_size_of(size: object, source: fx.Node) -> bool:
 def _keeps_size(conv: nn.Module) -> bool:
     """Whether an odd, square-rated convolution of stride 1 is padded to keep the size."""
     assert isinstance(conv, nn.Conv2d)
-    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or type(conv) is not nn.Conv2d:
+    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or layers.plain_class(conv) is not nn.Conv2d:
         return False
     if not all(size % 2 for size in conv.kernel_size):
         return False
