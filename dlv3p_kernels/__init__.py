@@ -3,6 +3,7 @@
 from . import nn, reference, triton  # noqa: F401 registers the Triton kernels
 from ._native import status
 from ._version import __version__
+from .accelerate import accelerate, restore
 from .dispatch import backend
 from .explain import explain
 from .ops import (
@@ -23,6 +24,7 @@ __all__ = [
     "Branch",
     "ChannelAffine",
     "__version__",
+    "accelerate",
     "aspp",
     "backend",
     "batch_norm_act",
@@ -31,6 +33,7 @@ __all__ = [
     "explain",
     "nn",
     "reference",
+    "restore",
     "separable_conv2d",
     "status",
     "upsample_argmax",

@@ -1,0 +1,225 @@
+"""Atrous spatial pyramid pooling: branches, their concatenation, its projection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .. import layers, runtime
+from ..layers import Convolution
+from ..region import Region
+from .separable import Stage, stage_before, stage_behind
+
+_CONCATENATIONS = (torch.cat, torch.concat)
+_POOLINGS = (F.adaptive_avg_pool2d,)
+
+
+class Branch(NamedTuple):
+    """Layers of one branch, by their paths.
+
+    Attributes:
+        nodes: that make it up.
+        convolution: of a dense branch, or the pointwise half of a separable one.
+        end: behind it.
+        depthwise: the depthwise half.
+        middle: behind that.
+        pooled: whether the branch is of the mean over the map.
+    """
+
+    nodes: list[fx.Node]
+    convolution: str
+    end: Stage
+    depthwise: str | None = None
+    middle: Stage | None = None
+    pooled: bool = False
+
+
+def replace_in(region: Region) -> None:
+    """Replace every pyramid."""
+    for node in list(region.graph.nodes):
+        if node.op == "call_function" and node.target in _CONCATENATIONS:
+            _replace(region, node)
+
+
+def _replace(region: Region, joined: fx.Node) -> None:
+    maps = joined.args[0]
+    dim = joined.args[1] if len(joined.args) == 2 else joined.kwargs.get("dim", 0)
+    projection = region.only_user(joined)
+    if dim not in (1, -3) or not isinstance(maps, (list, tuple)) or projection is None:
+        return
+    role = region.role(projection)
+    if not isinstance(role, Convolution) or role.kind != "pointwise":
+        return
+    found = [_branch(region, node) for node in maps]
+    branches = [branch for branch, _ in (pair for pair in found if pair)]
+    sources = {source for _, source in (pair for pair in found if pair)}
+    if len(branches) != len(maps) or len(sources) != 1:
+        return
+    if not _fits_op(branches) or not _sizes_are_of(region, maps, branches, sources):
+        return
+    end, last = stage_behind(region, projection)
+    nodes = [n for branch in branches for n in branch.nodes]
+    nodes += [joined, projection, *end.nodes]
+    if not region.may_join(nodes):
+        return
+    parts: list[str | None] = [region.path(projection), end.norm]
+    for branch in branches:
+        middle = branch.middle.norm if branch.middle else None
+        parts += [branch.convolution, branch.end.norm, branch.depthwise, middle]
+    words = f"ASPP of {len(branches)} branches"
+    region.replace(last, nodes, _step(branches, end), (*sources, *parts), "aspp", words)
+
+
+def _fits_op(branches: list[Branch]) -> bool:
+    """The op has branches of one activation, of which the first or the last may be pooled."""
+    pooled = [i for i, branch in enumerate(branches) if branch.pooled]
+    plain = {branch.end.activation for branch in branches if not branch.pooled}
+    normed = {branch.end.norm is None for branch in branches if not branch.pooled}
+    at_an_end = not pooled or (len(pooled) == 1 and pooled[0] in (0, len(branches) - 1))
+    # A lone branch beside the pooled one has nothing to gain.
+    return len(plain) == len(normed) == 1 and at_an_end and len(branches) - len(pooled) > 1
+
+
+def _branch(region: Region, node: object) -> tuple[Branch, fx.Node] | None:
+    """The branch that ends in a node, and the map that it starts from."""
+    stretched = _interpolated(node)
+    if stretched is not None:
+        assert isinstance(node, fx.Node)
+        return _pooled_branch(region, node, stretched)
+    end, convolution = stage_before(region, node)
+    role = region.role(convolution)
+    if not isinstance(role, Convolution) or not isinstance(convolution, fx.Node):
+        return None
+    if region.only_user(convolution) is None:
+        return None
+    path = region.path(convolution)
+    nodes = [convolution, *end.nodes]
+    if role.kind == "pointwise":
+        middle, depthwise = stage_before(region, convolution.args[0])
+        first = region.role(depthwise)
+        if isinstance(first, Convolution) and first.kind == "depthwise":
+            assert isinstance(depthwise, fx.Node)
+            if region.only_user(depthwise) is None or not _keeps_size(region.module(depthwise)):
+                return None
+            nodes += [depthwise, *middle.nodes]
+            branch = Branch(nodes, path, end, region.path(depthwise), middle)
+            return _with_source(branch, depthwise.args[0])
+        if middle.nodes:
+            return None
+    elif not _keeps_size(region.module(convolution)):
+        return None
+    return _with_source(Branch(nodes, path, end), convolution.args[0])
+
+
+def _with_source(branch: Branch, source: object) -> tuple[Branch, fx.Node] | None:
+    return (branch, source) if isinstance(source, fx.Node) else None
+
+
+def _pooled_branch(
+    region: Region, node: fx.Node, stretched: fx.Node
+) -> tuple[Branch, fx.Node] | None:
+    end, convolution = stage_before(region, stretched)
+    role = region.role(convolution)
+    if not isinstance(convolution, fx.Node) or not isinstance(role, Convolution):
+        return None
+    pooling = convolution.args[0]
+    if role.kind != "pointwise" or not isinstance(pooling, fx.Node):
+        return None
+    if not _is_global_mean(region, pooling) or region.only_user(pooling) is None:
+        return None
+    if region.only_user(node) is None or region.only_user(convolution) is None:
+        return None
+    nodes = [pooling, convolution, *end.nodes, node]
+    return _with_source(
+        Branch(nodes, region.path(convolution), end, pooled=True), pooling.args[0]
+    )
+
+
+def _interpolated(node: object) -> fx.Node | None:
+    """What a bilinear interpolation to a given size is applied to."""
+    if not isinstance(node, fx.Node) or node.target is not F.interpolate:
+        return None
+    given = {**dict(zip(("input", "size", "scale_factor", "mode"), node.args, strict=False)),
+             **node.kwargs}  # fmt: skip
+    given.pop("align_corners", None)  # one pixel is stretched the same way
+    source = given.pop("input", None)
+    if given.pop("mode", None) != "bilinear" or given.pop("size", None) is None or any(
+        value not in (None, False) for value in given.values()
+    ):  # fmt: skip
+        return None
+    return source if isinstance(source, fx.Node) else None
+
+
+def _is_global_mean(region: Region, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        layer = region.module(node)
+        exact = layers.plain_class(layer) is nn.AdaptiveAvgPool2d
+        return exact and not region.is_altered(node) and layer.output_size in (1, (1, 1))
+    size = node.args[1] if len(node.args) == 2 else node.kwargs.get("output_size")
+    return node.target in _POOLINGS and size in (1, (1, 1))
+
+
+def _sizes_are_of(
+    region: Region, maps: Any, branches: list[Branch], sources: set[fx.Node]
+) -> bool:
+    """Whether pooled branches are stretched to the size of the map that they pool."""
+    (source,) = sources
+    for node, branch in zip(maps, branches, strict=True):
+        if branch.pooled:
+            size = node.args[1] if len(node.args) > 1 else node.kwargs["size"]
+            if not _is_size_of(size, source):
+                return False
+    return True
+
+
+def _is_size_of(size: object, source: fx.Node) -> bool:
+    """Whether a node is `source.shape[-2:]` or `source.size()[2:]`."""
+    if not isinstance(size, fx.Node) or len(size.args) != 2:
+        return False
+    shape, part = size.args
+    is_end = isinstance(part, slice) and part in (slice(-2, None), slice(2, None))
+    if not is_end or not isinstance(shape, fx.Node) or not shape.args:
+        return False
+    asked = shape.args == (source, "shape") or (
+        shape.op == "call_method" and shape.target == "size" and shape.args == (source,)
+    )
+    return asked
+
+
+def _keeps_size(conv: nn.Module) -> bool:
+    """Whether an odd, square-rated convolution of stride 1 is padded to keep the size."""
+    assert isinstance(conv, nn.Conv2d)
+    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or layers.plain_class(conv) is not nn.Conv2d:
+        return False
+    if not all(size % 2 for size in conv.kernel_size):
+        return False
+    whole = tuple(
+        rate * (size - 1) // 2 for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)
+    )
+    return conv.padding == "same" or tuple(conv.padding) == whole
+
+
+def _step(branches: list[Branch], end: Stage) -> Callable[..., Any]:
+    plans = [
+        (b.end.activation, b.middle.activation if b.middle else "identity", b.pooled)
+        for b in branches
+    ]
+    pooling_first = branches[0].pooled
+
+    def aspp(x: Tensor, projection: nn.Conv2d, norm: nn.Module | None, *parts: Any) -> Tensor:
+        made, pooling = [], None
+        for i, (behind, between, pooled) in enumerate(plans):
+            branch = runtime.branch(*parts[4 * i : 4 * i + 4], behind, between)
+            if pooled:
+                pooling = branch
+            else:
+                made.append(branch)
+        return runtime.aspp(
+            x, made, projection, pooling, pooling_first, runtime.epilogue(norm, end.activation)
+        )
+
+    return aspp
