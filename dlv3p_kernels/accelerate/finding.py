@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from . import layers, plan, tracing
+from . import layers, plan
 from .plan import Plan
 from .region import Region
 from .tracing import Untraceable

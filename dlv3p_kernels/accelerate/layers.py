@@ -130,10 +130,10 @@ def convolution(
         return Convolution("depthwise", sides, children)
     strides = set(conv.stride)
     unpadded = not padded and conv.padding not in ("same",) and set(conv.padding) <= {0, *"valid"}
-    if set(conv.kernel_size) == {1} and conv.groups == 1 and strides == {1}:
-        # With one tap, "same" padding is none, and the dilation does not matter.
-        if padded or unpadded or conv.padding == "same":
-            return Convolution("pointwise", sides, children)
+    # With one tap, "same" padding is none, and the dilation does not matter.
+    kept = padded or unpadded or conv.padding == "same"
+    if kept and set(conv.kernel_size) == {1} and conv.groups == 1 and strides == {1}:
+        return Convolution("pointwise", sides, children)
     return Convolution("dense", sides, children) if conv.groups == 1 else None
 
 

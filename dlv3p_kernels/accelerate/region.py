@@ -128,10 +128,8 @@ class Region:
         """
         consumed = set(nodes)
         with self.graph.inserting_before(last):
-            values = tuple(
-                self.graph.get_attr(a) if isinstance(a, str) else a for a in arguments
-            )
-            call = self.graph.call_function(step, values)
+            values = tuple(self.graph.get_attr(a) if isinstance(a, str) else a for a in arguments)
+            call = self.graph.call_function(step, values)  # type: ignore[arg-type]
         last.replace_all_uses_with(call)
         paths = [self.path(n) for n in self.graph.nodes if n in consumed and self.calls_layer(n)]
         for node in reversed([n for n in self.graph.nodes if n in consumed]):

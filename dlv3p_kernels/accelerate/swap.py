@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ _PLAN = "_dlv3p_plan"
 
 def swap(module: nn.Module, plan: Plan) -> None:
     """Let the module run by its plan."""
-    module.__class__ = _accelerated(layers.plain_class(module))
+    module.__class__ = _accelerated(layers.plain_class(module))  # type: ignore[arg-type]
     module.__dict__[_PLAN] = plan
 
 
@@ -39,7 +39,7 @@ def plan_of(module: nn.Module) -> Plan | None:
     return plan
 
 
-@lru_cache(maxsize=None)
+@cache
 def _accelerated(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass whose forward follows the plan while the plan stands."""
 
@@ -50,7 +50,7 @@ def _accelerated(original: type[nn.Module]) -> type[nn.Module]:
         return original.forward(self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        rebuild, arguments, *rest = super(cls, self).__reduce_ex__(protocol)
+        rebuild, arguments, *rest = super(cls, self).__reduce_ex__(protocol)  # type: ignore[str-unpack]
         if arguments[:1] == (cls,):  # classes made here have no name that a pickle could find
             return (_rebuilt, (original, rebuild, arguments[1:]), *rest)
         return (rebuild, arguments, *rest)
@@ -77,5 +77,5 @@ def _accelerated(original: type[nn.Module]) -> type[nn.Module]:
 
 def _rebuilt(original: type[nn.Module], rebuild: Any, arguments: tuple[Any, ...]) -> nn.Module:
     """An empty module of the accelerated class, for unpickling."""
-    module: nn.Module = rebuild(_accelerated(original), *arguments)
+    module: nn.Module = rebuild(_accelerated(original), *arguments)  # type: ignore[arg-type]
     return module

@@ -13,7 +13,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -39,9 +39,28 @@ _EFFECTS = {
 }
 # What is asked once while tracing may be answered otherwise at the next call.
 _QUESTIONS = frozenset(
-    "isinstance issubclass type print warn checkpoint is_grad_enabled is_autocast_enabled"
-    " is_autocast_cache_enabled is_compiling is_exporting is_tensor random rand randn randint"
-    " is_cuda is_contiguous is_torch_compiling stride".split()
+    [
+        "isinstance",
+        "issubclass",
+        "type",
+        "print",
+        "warn",
+        "checkpoint",
+        "is_grad_enabled",
+        "is_autocast_enabled",
+        "is_autocast_cache_enabled",
+        "is_compiling",
+        "is_exporting",
+        "is_tensor",
+        "random",
+        "rand",
+        "randn",
+        "randint",
+        "is_cuda",
+        "is_contiguous",
+        "is_torch_compiling",
+        "stride",
+    ]
 )
 _MOST_ARGUMENTS = 4
 _CONTAINERS = {list, dict, set, OrderedDict}
@@ -151,7 +170,7 @@ def refusal(module: nn.Module) -> str | None:
 
 class _Tracer(fx.Tracer):
     def __init__(self, inline: Callable[[nn.Module], bool]) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self._inline = inline
         self.inlined: list[str] = []
 
@@ -220,7 +239,7 @@ def _with_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
         module.__class__ = cls
 
 
-@lru_cache(maxsize=None)
+@cache
 def _refusal_of(forward: Forward) -> str | None:
     if not isinstance(forward, FunctionType):
         return "its forward is not a Python function"

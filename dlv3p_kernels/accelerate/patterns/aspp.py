@@ -134,9 +134,7 @@ def _pooled_branch(
     if region.only_user(node) is None or region.only_user(convolution) is None:
         return None
     nodes = [pooling, convolution, *end.nodes, node]
-    return _with_source(
-        Branch(nodes, region.path(convolution), end, pooled=True), pooling.args[0]
-    )
+    return _with_source(Branch(nodes, region.path(convolution), end, pooled=True), pooling.args[0])
 
 
 def _interpolated(node: object) -> fx.Node | None:
@@ -163,9 +161,7 @@ def _is_global_mean(region: Region, node: fx.Node) -> bool:
     return node.target in _POOLINGS and size in (1, (1, 1))
 
 
-def _sizes_are_of(
-    region: Region, maps: Any, branches: list[Branch], sources: set[fx.Node]
-) -> bool:
+def _sizes_are_of(region: Region, maps: Any, branches: list[Branch], sources: set[fx.Node]) -> bool:
     """Whether pooled branches are stretched to the size of the map that they pool."""
     (source,) = sources
     for node, branch in zip(maps, branches, strict=True):
@@ -193,7 +189,11 @@ def _is_size_of(size: object, source: fx.Node) -> bool:
 def _keeps_size(conv: nn.Module) -> bool:
     """Whether an odd, square-rated convolution of stride 1 is padded to keep the size."""
     assert isinstance(conv, nn.Conv2d)
-    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or layers.plain_class(conv) is not nn.Conv2d:
+    if (
+        set(conv.stride) != {1}
+        or len(set(conv.dilation)) != 1
+        or layers.plain_class(conv) is not nn.Conv2d
+    ):
         return False
     if not all(size % 2 for size in conv.kernel_size):
         return False
@@ -213,7 +213,7 @@ def _step(branches: list[Branch], end: Stage) -> Callable[..., Any]:
     def aspp(x: Tensor, projection: nn.Conv2d, norm: nn.Module | None, *parts: Any) -> Tensor:
         made, pooling = [], None
         for i, (behind, between, pooled) in enumerate(plans):
-            branch = runtime.branch(*parts[4 * i : 4 * i + 4], behind, between)
+            branch = runtime.branch(*parts[4 * i : 4 * i + 4], behind, between)  # type: ignore[call-arg]
             if pooled:
                 pooling = branch
             else:

@@ -1,6 +1,6 @@
-"""Activation, depthwise convolution, norm, activation, pointwise convolution, norm, activation, sum.
+"""Activation, depthwise convolution, norm, activation, pointwise convolution, norm, activation.
 
-All but the convolutions are optional.
+A sum may come last; all but the convolutions are optional.
 """
 
 from __future__ import annotations
@@ -105,21 +105,21 @@ def _padding(
     """What is padded before the depthwise convolution, and by how much."""
     start = depthwise.args[0]
     role = region.role(start)
-    if isinstance(role, Padding) and isinstance(start, fx.Node) and region.only_user(start):
-        if min(role.sides) >= 0:
-            nodes.append(start)
-            return start.args[0], role.sides
+    padded = isinstance(role, Padding) and min(role.sides) >= 0
+    if padded and isinstance(start, fx.Node) and region.only_user(start):
+        nodes.append(start)
+        return start.args[0], role.sides  # type: ignore[return-value, union-attr]
     return start, (0, 0, 0, 0)
 
 
 def _activation(region: Region, start: object, nodes: list[fx.Node]) -> tuple[str, object]:
     """The activation before it all, and what goes into that."""
     role = region.role(start)
-    if isinstance(role, Activation) and isinstance(start, fx.Node) and region.only_user(start):
-        # Behind a batch norm it costs nothing.
-        if not isinstance(region.role(start.args[0]), Norm):
-            nodes.append(start)
-            return role.name, start.args[0]
+    alone = isinstance(start, fx.Node) and region.only_user(start)
+    # Behind a batch norm it costs nothing.
+    if isinstance(role, Activation) and alone and not isinstance(region.role(start.args[0]), Norm):  # type: ignore[attr-defined]
+        nodes.append(start)  # type: ignore[arg-type]
+        return role.name, start.args[0]  # type: ignore[attr-defined]
     return "identity", start
 
 
@@ -143,9 +143,7 @@ def _words(before: str, middle: Stage, end: Stage, residual: bool) -> str:
     return ", ".join([*words, *(["sum"] if residual else [])])
 
 
-def _step(
-    sides: Sides, extra: tuple[int, ...], before: str, between: str, behind: str
-) -> Any:
+def _step(sides: Sides, extra: tuple[int, ...], before: str, between: str, behind: str) -> Any:
     def separable_conv2d(
         x: Tensor,
         depthwise: nn.Conv2d,

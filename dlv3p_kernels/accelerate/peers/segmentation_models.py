@@ -22,7 +22,7 @@ def _dynamic(conv: nn.Conv2d) -> Role | None:
 
 @layers.role(f"{_HOME}.Conv2dStaticSamePadding")
 def _static(conv: nn.Conv2d) -> Role | None:
-    before = layers.role_of(conv.static_padding)
+    before = layers.role_of(conv.static_padding)  # type: ignore[arg-type]
     if isinstance(before, Same):
         return layers.convolution(conv, layers.own_sides, ("static_padding",))
     if isinstance(before, Padding):
@@ -31,7 +31,7 @@ def _static(conv: nn.Conv2d) -> Role | None:
 
 
 def _static_sides(conv: nn.Module, x: Tensor) -> list[int]:
-    pads = zip(layers.own_sides(conv, x), conv.static_padding.padding, strict=True)
+    pads = zip(layers.own_sides(conv, x), conv.static_padding.padding, strict=True)  # type: ignore[arg-type, union-attr]
     return [own + more for own, more in pads]
 
 

@@ -12,8 +12,8 @@ from ..layers import Activation, Norm, Role, Same
 
 @layers.role("timm.layers.norm_act.BatchNormAct2d")
 def _batch_norm_act(norm: nn.Module) -> Role | None:
-    act = layers.role_of(norm.act)
-    if not isinstance(layers.role_of(norm.drop), Same) or not isinstance(act, (Activation, Same)):
+    act = layers.role_of(norm.act)  # type: ignore[arg-type]
+    if not isinstance(layers.role_of(norm.drop), Same) or not isinstance(act, (Activation, Same)):  # type: ignore[arg-type]
         return None
     return Norm(act.name if isinstance(act, Activation) else "identity", False, ("drop", "act"))
 
