@@ -20,20 +20,14 @@ Pair = tuple[int, int]
 NAMES = ("output", "grad_input", "grad_weight", "grad_bias")
 
 
-@dataclass(frozen=True)
-class DepthwiseCase:
-    """One geometry of a depthwise convolution; `padding` is in the form given by the user."""
+class Geometry:
+    """What a case's fields say of its sizes."""
 
-    id: str
-    c: int
     size: Pair
-    kernel: Pair = (3, 3)
-    stride: int | Pair = 1
-    padding: int | Pair | tuple[int, int, int, int] = 0
-    dilation: int | Pair = 1
-    n: int = 2
-    bias: bool = True
-    compact: bool = False
+    kernel: Pair
+    stride: int | Pair
+    padding: int | Pair | tuple[int, int, int, int]
+    dilation: int | Pair
 
     @property
     def sides(self) -> tuple[int, int, int, int]:
@@ -55,6 +49,22 @@ class DepthwiseCase:
             (r - span) // s + 1 for r, span, s in zip(room, spans, pair(self.stride), strict=True)
         )
         return height, width
+
+
+@dataclass(frozen=True)
+class DepthwiseCase(Geometry):
+    """One geometry of a depthwise convolution; `padding` is in the form given by the user."""
+
+    id: str
+    c: int
+    size: Pair
+    kernel: Pair = (3, 3)
+    stride: int | Pair = 1
+    padding: int | Pair | tuple[int, int, int, int] = 0
+    dilation: int | Pair = 1
+    n: int = 2
+    bias: bool = True
+    compact: bool = False
 
 
 def pair(value: int | Pair) -> Pair:
