@@ -18,7 +18,6 @@ def accelerate(model: nn.Module) -> nn.Module:
     activations around their halves run as `dk.separable_conv2d`, batch norms with what follows them
     as `dk.batch_norm_act`, depthwise convolutions as `dk.depthwise_conv2d`. Parameters, buffers,
     submodules, `state_dict` and hooks stay what they are, so optimisers made before go on working.
-    `dk.explain(model)` tells what is replaced, and why the rest is not.
 
     A module that is changed afterwards in a way that the rewritten forward would not notice (a hook
     inside, a layer exchanged, pruned or parametrised) runs its own forward again from then on;
