@@ -20,7 +20,10 @@ TESTS = Path(__file__).resolve().parent
 # each time in others of them. `pytest --backend NAME` alone runs everything.
 EVERY = {"triton": 5, "emulated": 1}
 # Run whole, beside the files of parity.
-MORE_FILES = {"triton": ("test_triton_kernels.py",), "emulated": ("test_emulated_kernels.py",)}
+MORE_FILES = {
+    "triton": ("test_triton_kernels.py", "test_triton_upsample.py"),
+    "emulated": ("test_emulated_kernels.py",),
+}
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
 
 
