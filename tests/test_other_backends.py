@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent
 EVERY = {"triton": 5, "emulated": 1}
 # Run whole, beside the files of parity.
 MORE_FILES = {
-    "triton": ("test_triton_kernels.py", "test_separable_triton.py"),
+    "triton": ("test_triton_kernels.py", "test_separable_triton.py", "test_triton_upsample.py"),
     "emulated": ("test_emulated_kernels.py",),
 }
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}

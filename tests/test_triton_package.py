@@ -56,7 +56,7 @@ def test_without_triton_the_package_works_and_says_so() -> None:
 
 
 def test_every_op_has_a_kernel() -> None:
-    """Of those in the namespace that are not made of others."""
+    """Of those in the namespace all that are not made of others, and some that could be."""
     registered = {name for names in kernels.OPS.values() for name in names}
     defined = {
         schema.name.partition("::")[2]
@@ -70,7 +70,7 @@ def test_every_op_has_a_kernel() -> None:
             f"dlv3p_triton::{name}", "CompositeExplicitAutograd"
         )
     }
-    assert registered == defined - composed
+    assert defined - composed <= registered <= defined
     for name in registered:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dlv3p_triton::{name}", "CUDA")
 

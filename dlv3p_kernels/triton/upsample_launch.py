@@ -17,7 +17,7 @@ from .resize import Axis
 # One lane a thread. Interpreted, a program costs milliseconds, whatever its size.
 FORWARD_WARPS = 4
 BACKWARD_WARPS = 1
-_INTERPRETED_LANES = 1 << 13
+INTERPRETED_LANES = 1 << 13
 # Classes of a block, whose logits above and below wait in registers for the rows of an interval.
 # Each block costs one more exponential a pixel; but the time that Triton takes grows with their
 # square.
@@ -27,7 +27,7 @@ _BACKWARD_CLASSES = 7
 # Rows of cells that a program of the backward walks down, if there is enough to do for all: one
 # interval more is made than rows are.
 _BANDS = (8, 4, 2, 1)
-_LANES_OF_A_GPU = 1 << 16
+LANES_OF_A_GPU = 1 << 16
 # Rows of an interval that share them.
 _MOST_ROWS = 8
 # Of the rows, this part may go to a second group rather than widen all groups.
@@ -84,7 +84,7 @@ class Resize(NamedTuple):
         blocks = triton.cdiv(self.classes, count)
         columns = self.images * (self.columns.cells + 1)
         band = next(
-            (b for b in _BANDS if self.rows.cells // b * columns * blocks >= _LANES_OF_A_GPU),
+            (b for b in _BANDS if self.rows.cells // b * columns * blocks >= LANES_OF_A_GPU),
             _BANDS[-1],
         )  # fmt: skip
         bands = triton.cdiv(self.rows.cells, band)
@@ -122,13 +122,13 @@ def lanes_of_program(warps: int, lanes: int) -> int:
     """Lanes of a program when there are `lanes` in all."""
     if not launch.INTERPRETED:
         return 32 * warps
-    return min(_INTERPRETED_LANES, triton.next_power_of_2(lanes))
+    return min(INTERPRETED_LANES, triton.next_power_of_2(lanes))
 
 
 def is_wide(lanes: int, *maps: Tensor) -> bool:
     """Whether offsets need 64 bits, be a map strided or copied."""
     spans = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in maps)
-    largest = max(lanes + _INTERPRETED_LANES, *spans, *(t.numel() for t in maps))
+    largest = max(lanes + INTERPRETED_LANES, *spans, *(t.numel() for t in maps))
     return largest >= INT32_ELEMENTS
 
 
