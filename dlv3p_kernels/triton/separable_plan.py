@@ -16,6 +16,7 @@ counted in machine code. **No GPU has timed either way**, so the choice is unmea
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -199,7 +200,23 @@ def plan_of(
         element: bytes of an element.
         capability: of the GPU.
     """
-    plans = (_plan(outputs, geometry, source, result, element, capability) for outputs in BLOCKS)
+    sizes = (tuple(geometry.stride), tuple(geometry.padding), tuple(geometry.dilation))
+    return _best(
+        Geometry(geometry.kernel, *sizes), tuple(source), tuple(result), element, capability, BLOCKS
+    )
+
+
+# Working it out takes as long as several launches.
+@functools.lru_cache(maxsize=1024)
+def _best(
+    geometry: Geometry,
+    source: tuple[int, ...],
+    result: tuple[int, ...],
+    element: int,
+    capability: tuple[int, int],
+    blocks: tuple[tuple[int, int], ...],
+) -> Plan:
+    plans = (_plan(outputs, geometry, source, result, element, capability) for outputs in blocks)
     return min(plans, key=lambda plan: plan.fused_seconds)
 
 
