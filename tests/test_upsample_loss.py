@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from upsample_cases import IGNORE, NCHW, NHWC, UpsampleCase, inputs, stock
 
 import dlv3p_kernels as dk
 from dlv3p_kernels import dispatch
+from dlv3p_kernels.bench import memory
 
 CASE = UpsampleCase("loss", 19, (9, 11), (33, 41), weight=True)
 every_backend = pytest.mark.parametrize("backend", ("cpu", "reference"))
@@ -261,19 +261,6 @@ def test_choice_and_explanation(native: None) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that `call` has allocated at any time, beyond what there was before."""
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        call()
-    sizes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for size in sizes:
-        now += size
-        most = max(most, now)
-    return most
-
-
 @pytest.mark.parametrize("layout", (NCHW, NHWC), ids=("nchw", "nhwc"))
 @pytest.mark.parametrize("weighted", (True, False))
 @pytest.mark.parametrize("classes", (2, 21, 150))
@@ -287,14 +274,14 @@ def test_memory_does_not_grow_with_the_classes(
     gradient = logits.numel() * logits.element_size()
     scalars = 4096
 
-    def bytes_of(function: Callable[..., Tensor]) -> int:
-        return peak_bytes(
-            lambda: torch.autograd.grad(function(logits, target, weight=weight), logits)
-        )
+    def peak_of(function: Callable[..., Tensor]) -> int:
+        return memory.of_step(
+            lambda: function(logits, target, weight=weight),
+            lambda loss: torch.autograd.grad(loss, logits),
+            (),
+        ).peak
 
-    limit = gradient + 8 * target.numel() + scalars
-    assert bytes_of(dk.upsample_cross_entropy) <= limit
-    assert bytes_of(stock) > 4 * classes * target.numel()  # which is counted, too
-    with torch.no_grad():
-        classes_only = peak_bytes(lambda: dk.upsample_argmax(logits, (129, 129)))
-    assert classes_only <= 8 * target.numel() + scalars
+    assert peak_of(dk.upsample_cross_entropy) <= gradient + 8 * target.numel() + scalars
+    assert peak_of(stock) > 4 * classes * target.numel()  # which is counted, too
+    of_classes = memory.of_step(lambda: dk.upsample_argmax(logits, (129, 129)), lambda t: None, ())
+    assert of_classes.peak <= 8 * target.numel() + scalars
