@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dlv3p_kernels import upsample_argmax, upsample_cross_entropy
 
 from . import _checks
 from .aspp import ASPP
@@ -122,8 +123,27 @@ class DeepLabV3Plus(nn.Module):
             ValueError: `images` has the wrong rank, channels or device, is empty in height or
                 width, or is a training batch of one that shrinks to a single pixel.
         """
+        logits = self.small_logits(images)
+        return resize(logits, images.shape[-2:], self._config["align_corners"])
+
+    def small_logits(self, images: Tensor) -> Tensor:
+        """Logits at the size of the decoder, a quarter of that of the images.
+
+        `forward` resizes them; loss and classes do not need the resized ones.
+
+        Args:
+            images: as in `forward`.
+
+        Returns:
+            (N, num_classes, h, w).
+
+        Raises:
+            TypeError, ValueError: as `forward`.
+        """
         self._check_images(images)
-        return resize(self._small_logits(images), images.shape[-2:], self._config["align_corners"])
+        low_level, encoded = self.encoder(images)
+        logits: Tensor = self.decoder(self.aspp(encoded), low_level)
+        return logits
 
     def loss(
         self,
@@ -131,17 +151,20 @@ class DeepLabV3Plus(nn.Module):
         target: Tensor,
         ignore_index: int = 255,
         *,
+        weight: Tensor | None = None,
         check_target: bool = True,
     ) -> Tensor:
         """Mean cross entropy over all pixels that are not `ignore_index`.
 
-        Equals `F.cross_entropy(model(images), target, ignore_index=ignore_index)`, except that a
-        batch with no pixel to learn from gives 0 (and zero gradients) where that gives NaN.
+        Equals `F.cross_entropy(model(images), target, weight, ignore_index=ignore_index)`, except
+        that a batch with no pixel to learn from gives 0 (and zero gradients) where that gives NaN.
+        The logits at the size of the images are not made.
 
         Args:
             images: as in `forward`.
             target: class of each pixel (N, H, W), integers.
             ignore_index: value of pixels to leave out.
+            weight: (num_classes,) weights of the classes, which the mean is taken with; None for 1.
             check_target: look for classes out of range. On a GPU this waits for the device; inside
                 `torch.compile` it is left out.
 
@@ -155,28 +178,31 @@ class DeepLabV3Plus(nn.Module):
         """
         self._check_images(images)
         _checks.target(target, images, self._config["num_classes"], ignore_index, check_target)
-        logits = self(images)
-        target = target.long()
-        total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-        return total / (target != ignore_index).sum().clamp(min=1)
+        if target.dtype not in (torch.int64, torch.int32, torch.uint8):
+            target = target.long()
+        return upsample_cross_entropy(
+            self.small_logits(images), target,
+            weight=weight, ignore_index=ignore_index,
+            align_corners=self._config["align_corners"], all_ignored="zero",
+        )  # fmt: skip
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Class map (N, H, W), int64, of images as in `forward`: `model.eval()(images).argmax(1)`.
 
-        The model computes in evaluation mode, and is left in the mode it was in.
+        The model computes in evaluation mode, and is left in the mode it was in. The logits at the
+        size of the images are not made; where two are equal but for rounding, either may win.
         """
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            return self(images).argmax(1)
+            logits = self.small_logits(images)
+            return upsample_argmax(
+                logits, images.shape[-2:], align_corners=self._config["align_corners"]
+            )
         finally:
             for module in training:
                 module.training = True
-
-    def _small_logits(self, images: Tensor) -> Tensor:
-        low_level, encoded = self.encoder(images)
-        return self.decoder(self.aspp(encoded), low_level)
 
     def _check_images(self, images: Tensor) -> None:
         _checks.images(images, self._config["in_channels"], self.decoder.classifier.weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deeplabv3plus.classes import IGNORE_INDEX
@@ -25,15 +24,8 @@ class Objective:
 
     def __call__(self, model: DeepLabV3Plus, images: Tensor, target: Tensor) -> Tensor:
         """Return the loss of images (N, 3, H, W) and classes (N, H, W); 0 without pixels."""
-        if self.weights is None:
-            # The classes were checked when the masks were read.
-            return model.loss(images, target, IGNORE_INDEX, check_target=False)
-        total = F.cross_entropy(
-            model(images), target, self.weights, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        counted = target != IGNORE_INDEX
-        weight = self.weights[torch.where(counted, target, 0)] * counted
-        return total / weight.sum().clamp(min=1e-6)
+        # The classes were checked when the masks were read.
+        return model.loss(images, target, IGNORE_INDEX, weight=self.weights, check_target=False)
 
 
 def _weights(class_pixels: Tensor) -> Tensor:
