@@ -89,6 +89,15 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         type=_count,
         help="side of the sliding window, 0 = whole picture (default: crop)",
     )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="X",
+        help="sizes to look at each picture in, e.g. 0.75 1 1.25; logits are averaged (default: 1)",
+    )
+    parser.add_argument("--flip", action="store_true", help="look at each picture mirrored as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--threads", type=_count, default=0, help="CPU threads, 0 = PyTorch's choice"

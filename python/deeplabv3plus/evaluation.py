@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,11 +14,18 @@ from deeplabv3plus.inference import predict_classes
 from deeplabv3plus.metrics import ConfusionMatrix
 
 
-def evaluate(model: nn.Module, pairs: VOCSegmentation, window: int = 0) -> ConfusionMatrix:
-    """Return the confusion matrix of `model` over `pairs`, at their own size, one scale, no flips.
+def evaluate(
+    model: nn.Module,
+    pairs: VOCSegmentation,
+    window: int = 0,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> ConfusionMatrix:
+    """Return the confusion matrix of `model` over `pairs`, at their own size.
 
-    The model is put into eval mode for it and back afterwards. `window` as in
-    `deeplabv3plus.inference.predict_logits`.
+    The model is put into eval mode for it and back afterwards. `window`, `scales` and `flip` as in
+    `deeplabv3plus.inference.Passes`.
     """
     training = model.training
     model.eval()
@@ -25,7 +33,7 @@ def evaluate(model: nn.Module, pairs: VOCSegmentation, window: int = 0) -> Confu
     try:
         for index in range(len(pairs)):
             image, mask = pairs[index]
-            prediction = predict_classes(model, image, window)
+            prediction = predict_classes(model, image, window, scales=scales, flip=flip)
             confusion.update(torch.from_numpy(mask), torch.from_numpy(prediction))
     finally:
         model.train(training)

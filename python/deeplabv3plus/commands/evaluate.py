@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
         )
     window = state.window if args.window is None else args.window
     print(f"{path} (step {state.step}) on {len(pairs)} pictures of {pairs.root}, list {args.split}")
-    print(score_table(evaluate(model, pairs, window), state.classes))
+    confusion = evaluate(model, pairs, window, scales=args.scales, flip=args.flip)
+    print(score_table(confusion, state.classes))
     return 0

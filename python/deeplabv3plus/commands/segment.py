@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     for path in tqdm(images, unit="picture", disable=len(images) == 1):
         image = read_image(path)
-        classes_map = predict_classes(model, image, window)
+        classes_map = predict_classes(model, image, window, scales=args.scales, flip=args.flip)
         save_mask(output / f"{path.stem}.png", classes_map, state.classes)
         save_overlay(output / f"{path.stem}_overlay.png", image, classes_map, state.classes)
     print(f"{len(images)} masks and overlays in {output}")
