@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from deeplabv3plus.aspp import ASPP
 from models import CLASSES, batch, randomise_norms, small
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @pytest.fixture(autouse=True)
@@ -76,21 +78,49 @@ def test_one_pixel_cannot_be_trained_on() -> None:
     assert model(torch.randn(2, 3, 16, 9)).isfinite().all()
 
 
-def test_loss_is_the_stock_one() -> None:
+@pytest.mark.parametrize("weighted", (False, True))
+def test_loss_is_the_stock_one(weighted: bool) -> None:
     model = small(dropout=0.0).double()
     images, target = batch()
     target[:, :7] = 255
+    weight = torch.rand(model.config["num_classes"]).double() if weighted else None
     results = []
     for name in ("ours", "stock"):
         twin = copy.deepcopy(model)
         if name == "ours":
-            loss = twin.loss(images.double(), target.to(torch.uint8))
+            loss = twin.loss(images.double(), target.to(torch.uint8), weight=weight)
         else:
-            loss = F.cross_entropy(twin(images.double()), target, ignore_index=255)
+            loss = F.cross_entropy(twin(images.double()), target, weight, ignore_index=255)
         loss.backward()
         results.append([loss, *(p.grad for p in twin.parameters())])
     for ours, stock in zip(*results, strict=True):
         torch.testing.assert_close(ours, stock)
+
+
+class Shapes(TorchDispatchMode):
+    """Collects the shapes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(t.shape) for t in tree_leaves(result) if isinstance(t, torch.Tensor)}
+        return result
+
+
+def test_loss_and_classes_need_no_logits_of_the_size_of_the_images() -> None:
+    model = small()
+    images, target = batch(2, 161, 129)
+    resized = (2, model.config["num_classes"], 161, 129)
+    with Shapes() as shapes:
+        model.loss(images, target).backward()
+        model.predict(images)
+    assert resized not in shapes.seen
+    with shapes:
+        model(images)
+    assert resized in shapes.seen
 
 
 def test_loss_of_ignored_pixels_alone_is_zero() -> None:
