@@ -8,6 +8,7 @@ PARITY_FILES = (
     "test_norm_parity.py",
     "test_norm_values.py",
     "test_separable_parity.py",
+    "test_separable_values.py",
     "test_upsample_parity.py",
     "test_upsample_values.py",
 )

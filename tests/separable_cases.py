@@ -17,7 +17,6 @@ EPS = 1e-3
 MOMENTUM = 0.3
 Format = torch.memory_format
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Function = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
 
@@ -47,7 +46,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class SeparableCase(Geometry):
-    """One separable convolution; `padding` is in the form given by the user."""
+    """One separable convolution; `mean` is about how far the biases move the maps from 0."""
 
     id: str
     c: int
@@ -64,6 +63,13 @@ class SeparableCase(Geometry):
     bias: bool = False
     residual: bool = False
     compact: bool = False
+    mean: float = 0
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The low precisions cannot hold the values where means are far from 0."""
+        wide = (torch.float32, torch.float64)
+        return wide if self.mean else (*wide, torch.bfloat16, torch.float16)
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -114,6 +120,8 @@ SEPARABLE_CASES = (
       bias=True, residual=True),
     C("bias-relu", 17, 16, (8, 9), middle="alone relu", end="alone relu", bias=True, residual=True),
     C("bias-batch", 16, 7, (6, 9), middle="batch relu", end="bare silu", bias=True),
+    C("bias-far-mean", 17, 16, (9, 11), middle="batch relu", end="batch relu", bias=True,
+      mean=1e3),
     C("bare-norms", 17, 7, (6, 9), "affine identity", "bare relu", "bare identity", residual=True),
     # Sizes: single channels and pixels, thin maps, kernels that are not square.
     C("c1", 1, 1, (9, 11), middle="batch relu", end="batch relu", n=3, compact=True),

@@ -43,6 +43,11 @@ class Stage(NamedTuple):
         return not self.by_batch and self.mean is None and self.activation == IDENTITY
 
     @property
+    def by_own_batch(self) -> bool:
+        """Whether the batch is that of this process alone, which takes more than one value."""
+        return self.by_batch and self.group == _group.ALONE
+
+    @property
     def vectors(self) -> tuple[Tensor | None, ...]:
         """Mean, invstd, weight and bias, as the operators take them."""
         return self.mean, self.invstd, self.weight, self.bias

@@ -27,7 +27,7 @@ _ARGUMENTS = (
 _SCHEMAS = {
     "batch_norm_stats": "(Tensor input) -> (Tensor mean, Tensor var)",
     "batch_norm_finalise": (
-        "(Tensor mean, Tensor var, int count, Tensor? running_mean, Tensor? running_var,"
+        "(Tensor mean, Tensor var, SymInt count, Tensor? running_mean, Tensor? running_var,"
         " float momentum, float eps) -> (Tensor invstd, Tensor running_mean, Tensor running_var)"
     ),
     "batch_norm_apply": f"({_ARGUMENTS}) -> Tensor",
@@ -38,7 +38,7 @@ _SCHEMAS = {
     ),
     "batch_norm_backward_apply": (
         f"(Tensor grad_output, {_ARGUMENTS}, Tensor? sum_grad, Tensor? sum_grad_normalised,"
-        " int count, bool need_residual) -> (Tensor grad_input, Tensor grad_residual)"
+        " SymInt count, bool need_residual) -> (Tensor grad_input, Tensor grad_residual)"
     ),
     "batch_norm_act": (
         "(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,"

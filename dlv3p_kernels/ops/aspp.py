@@ -240,7 +240,7 @@ def _prepare(
     widths = [branch.weight.size(0) for branch in (*cast, *([pooled] if pooled else []))]
     _check_projection(x, weight, bias, sum(widths))
     end = _epilogue.checked(_OP, "epilogue", epilogue, weight.size(0), x)
-    if any(s.by_batch for s in (*middles, *ends, end)) and x.numel() == channels:
+    if any(s.by_own_batch for s in (*middles, *ends, end)) and x.numel() == channels:
         raise ValueError(f"{_OP}: x must have more than one value per channel to train batch norm")
     call = dispatch.Call(_OP, x, _unfit(x, ends), dispatch.no_gpu_record(x))
     return _Arguments(
@@ -304,7 +304,7 @@ def _check_pooling(x: Tensor, pooling: Branch) -> Stage:
             f" {tuple(pooling.weight.shape)}"
         )
     _, end = _check_branch("pooling", x, pooling)
-    if end.by_batch and x.size(0) == 1:
+    if end.by_own_batch and x.size(0) == 1:
         raise ValueError(
             f"{_OP}: x must hold more than one image to train the batch norm of pooling, got one"
         )

@@ -71,8 +71,10 @@ def batch_norm_act(
     Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
     Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
     """
-    code = _check(x, running_mean, running_var, weight, bias, training, activation, residual)
     shared = _group.name_of(group) if training else _group.ALONE
+    code = _check(
+        x, running_mean, running_var, weight, bias, training, activation, residual, shared
+    )
     name = dispatch.choose(_call(x, training, code, residual, shared))
     norm = BatchNorm(
         running_mean, running_var, weight, bias, training, momentum, eps, activation, group
@@ -138,6 +140,7 @@ def _check(
     training: bool,
     activation: str,
     residual: Tensor | None,
+    shared: str,
 ) -> int:
     """Raise unless the arguments fit each other; the number of the activation."""
     if not isinstance(x, Tensor):
@@ -157,7 +160,7 @@ def _check(
             _checks.channel_vector(_OP, name, vector, x.size(1), x, (x.dtype, vector_dtype(x)))
     if residual is not None:
         _check_residual(residual, x)
-    if training and x.numel() == x.size(1):
+    if training and shared == _group.ALONE and x.numel() == x.size(1):
         raise ValueError(
             "Expected more than 1 value per channel when training, got input size"
             f" {torch.Size(x.shape)}"
@@ -220,8 +223,8 @@ def _unfit(x: Tensor, residual: Tensor | None) -> str | None:
 def _explain(
     *, momentum: float, eps: float, group: ProcessGroup | None, **arguments: Any
 ) -> dispatch.Call:
-    code = _check(**arguments)
     shared = _group.name_of(group) if arguments["training"] else _group.ALONE
+    code = _check(**arguments, shared=shared)
     return _call(arguments["x"], arguments["training"], code, arguments["residual"], shared)
 
 

@@ -208,7 +208,7 @@ def _prepare(
         call, (x, dw_weight, dw_bias, *sizes, *before), middle, pw_weight, pw_bias, end, residual,
         geometry.output_size,
     )  # fmt: skip
-    if arguments.values_per_channel == 1 and (middle.by_batch or end.by_batch):
+    if arguments.values_per_channel == 1 and (middle.by_own_batch or end.by_own_batch):
         raise ValueError(f"{OP}: x must give more than one value per channel to train batch norm")
     return arguments
 
