@@ -27,7 +27,7 @@ _BACKWARD_CLASSES = 7
 # Rows of cells that a program of the backward walks down, if there is enough to do for all: one
 # interval more is made than rows are.
 _BANDS = (8, 4, 2, 1)
-LANES_OF_A_GPU = 1 << 16
+LANES_OF_A_GPU = 1 << 14
 # Rows of an interval that share them.
 _MOST_ROWS = 8
 # Of the rows, this part may go to a second group rather than widen all groups.
