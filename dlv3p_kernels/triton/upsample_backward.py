@@ -139,8 +139,9 @@ def store_cells(
         tl.store(result + (at[:, None] + start + i), tile, mask=ok[:, None] & there)
     else:
         for i in tl.static_range(len(left)):
+            k = tl.full([LANES], start + i, tl.int32)
             there = at + class_offset(start + i, plane, NHWC)
-            tl.store(result + there, totals[i], mask=ok & (start + i >= own))
+            tl.store(result + there, totals[i], mask=ok & (k >= own))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
