@@ -3,14 +3,16 @@
 import triton
 import triton.language as tl
 
-from dlv3p_kernels.triton.resize import first_pixel
+from dlv3p_kernels.triton.resize import first_pixel, interval_of
 
 LENGTH = 2048
 
 
 @triton.jit
-def first_pixels_kernel(
-    result, cells, size, scale, inverse, ALIGN: tl.constexpr, LENGTH: tl.constexpr
+def intervals_kernel(
+    firsts, intervals, cells, size, scale, inverse, ALIGN: tl.constexpr, LENGTH: tl.constexpr
 ):
+    """First pixels of the intervals from -1 on; the interval of every pixel."""
     i = tl.arange(0, LENGTH)
-    tl.store(result + i, first_pixel(i - 1, cells, size, scale, inverse, ALIGN))
+    tl.store(firsts + i, first_pixel(i - 1, cells, size, scale, inverse, ALIGN))
+    tl.store(intervals + i, interval_of(i, scale, ALIGN))

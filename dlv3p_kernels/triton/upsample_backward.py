@@ -81,14 +81,19 @@ def added(totals, share, terms):
 
 @triton.jit
 def load_factors(
-    grad, target, weight, ok, ignore_index, smoothing, weight_sum, CLASSES: tl.constexpr
-):
+    grad, target, weight, ok, ignore_index, smoothing, weight_sum,
+    CLASSES: tl.constexpr, SMOOTH: tl.constexpr,
+):  # fmt: skip
     """Class of a pixel, and what multiplies probability, one-hot and class weights."""
     label, counted, valid = load_target(target, ok, ignore_index, CLASSES)
     by_loss = tl.where(counted, tl.load(grad, mask=ok, other=0.0).to(tl.float32), 0.0)
-    own = tl.where(counted, load_label_weight(weight, label, valid), 0.0) * (1.0 - smoothing)
-    spread = smoothing / CLASSES
-    return label, by_loss * (own + weight_sum * spread), by_loss * own, by_loss * spread
+    own = tl.where(counted, load_label_weight(weight, label, valid), 0.0)
+    if SMOOTH:
+        own = own * (1.0 - smoothing)
+        spread = smoothing / CLASSES
+        return label, by_loss * (own + weight_sum * spread), by_loss * own, by_loss * spread
+    else:
+        return label, by_loss * own, by_loss * own, 0.0
 
 
 @triton.jit
@@ -134,8 +139,9 @@ def store_cells(
         tl.store(result + (at[:, None] + start + i), tile, mask=ok[:, None] & there)
     else:
         for i in tl.static_range(len(left)):
+            k = tl.full([LANES], start + i, tl.int32)
             there = at + class_offset(start + i, plane, NHWC)
-            tl.store(result + there, totals[i], mask=ok & (start + i >= own))
+            tl.store(result + there, totals[i], mask=ok & (k >= own))
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -191,7 +197,7 @@ def upsample_loss_bwd_kernel(
                 ok = lane_ok & (y < last) & (x < last_column)
                 factors = load_factors(
                     grad + y * grad_h + x * grad_w, target + y * target_h + x * target_w,
-                    weight, ok, ignore_index, smoothing, weight_sum, CLASSES,
+                    weight, ok, ignore_index, smoothing, weight_sum, CLASSES, SMOOTH,
                 )  # fmt: skip
                 vertical = shares_of(y, interval, scale_h, ALIGN)
                 lse = tl.load(logsumexp + y * out_width + x, mask=ok, other=0.0)

@@ -23,11 +23,13 @@ INTERPRETED_LANES = 1 << 13
 # square.
 _FORWARD_CLASSES = 8
 # Classes of a program of the backward, 12 registers for each: with 8 some compilers spill.
-_BACKWARD_CLASSES = 7
+# Interpreted, what the classes of a program share costs most.
+GPU_CLASSES = 7
+BACKWARD_CLASSES = 32 if launch.INTERPRETED else GPU_CLASSES
 # Rows of cells that a program of the backward walks down, if there is enough to do for all: one
 # interval more is made than rows are.
 _BANDS = (8, 4, 2, 1)
-LANES_OF_A_GPU = 1 << 16
+LANES_OF_A_GPU = 1 << 14
 # Rows of an interval that share them.
 _MOST_ROWS = 8
 # Of the rows, this part may go to a second group rather than widen all groups.
@@ -104,7 +106,7 @@ def forward_classes(classes: int) -> int:
 
 def backward_classes(classes: int) -> int:
     """Classes of a program of the backward."""
-    return _even(classes, _BACKWARD_CLASSES)
+    return _even(classes, BACKWARD_CLASSES)
 
 
 def _even(classes: int, most: int) -> int:
