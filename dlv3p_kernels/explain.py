@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
+
+from torch import Tensor, nn
 
 from . import dispatch
+from .accelerate.report import Report, explain_model
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,33 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+@overload
+def explain(op: nn.Module, example: Tensor | None = None, /) -> Report: ...
+@overload
+def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation: ...
+def explain(op: Any, *args: Any, **kwargs: Any) -> Explanation | Report:
     """Say which back end would serve a call of an op, and why not the others; runs nothing.
 
         print(dk.explain(dk.depthwise_conv2d, x, weight, padding=12, dilation=12))
 
+    Or say of a model what `dk.accelerate` replaces, or would replace, and why not the rest:
+
+        print(dk.explain(model))
+
     Args:
-        op: a public op of this package, such as `dk.depthwise_conv2d`.
-        *args: its arguments,
+        op: a public op of this package, such as `dk.depthwise_conv2d`, or a module.
+        *args: the op's arguments; for a module perhaps an input to estimate shares by,
         **kwargs: as in the call.
 
     Returns:
-        A printable `Explanation`, with a verdict on every back end.
+        A printable `Explanation`, with a verdict on every back end; a `Report` for a module.
 
     Raises:
         TypeError: `op` is not an op of this package.
         Whatever `op` raises for bad arguments.
     """
+    if isinstance(op, nn.Module):
+        return explain_model(op, *args, **kwargs)
     if op not in dispatch.CALLS:
         known = ", ".join(sorted(f"dk.{name.__name__}" for name in dispatch.CALLS))
         raise TypeError(f"explain: op must be one of {known}, got {op!r}")

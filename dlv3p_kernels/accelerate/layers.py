@@ -36,12 +36,10 @@ class Norm:
 
     Attributes:
         activation: "identity", "relu", "relu6" or "silu".
-        synchronised: over several processes.
         children: names of submodules that its forward calls.
     """
 
     activation: str = "identity"
-    synchronised: bool = False
     children: tuple[str, ...] = ()
 
 
@@ -155,14 +153,9 @@ def _conv2d(conv: nn.Conv2d) -> Role | None:
     return convolution(conv, own_sides)
 
 
-@role("torch.nn.modules.batchnorm.BatchNorm2d")
-def _batch_norm(norm: nn.BatchNorm2d) -> Role:
+@role("torch.nn.modules.batchnorm.BatchNorm2d", "torch.nn.modules.batchnorm.SyncBatchNorm")
+def _batch_norm(norm: nn.Module) -> Role:
     return Norm()
-
-
-@role("torch.nn.modules.batchnorm.SyncBatchNorm")
-def _sync_batch_norm(norm: nn.SyncBatchNorm) -> Role:
-    return Norm(synchronised=True)
 
 
 @role("torch.nn.modules.activation.ReLU")

@@ -83,7 +83,7 @@ def leaf_plan(module: nn.Module) -> Plan:
         sides = role.sides
         run = lambda self, x: runtime.depthwise(sides, self, x)  # noqa: E731
         replacement = Replacement("depthwise_conv2d", "depthwise", ("",))
-    elif isinstance(role, layers.Norm) and not role.synchronised:
+    elif isinstance(role, layers.Norm):
         activation = role.activation
         run = lambda self, x: runtime.norm_act(self, activation, x)  # noqa: E731
         words = "batch norm" + ("" if activation == "identity" else f", {activation}")

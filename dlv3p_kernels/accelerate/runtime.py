@@ -55,7 +55,7 @@ def norm_act(norm: nn.Module, activation: str, x: Tensor, residual: Tensor | Non
     n: BatchNorm = batch_norm_of(norm, activation)  # type: ignore[arg-type]
     return batch_norm_act(
         x, n.running_mean, n.running_var, n.weight, n.bias, n.training, n.momentum, n.eps,
-        activation=activation, residual=residual,
+        activation=activation, residual=residual, group=n.group,
     )  # fmt: skip
 
 

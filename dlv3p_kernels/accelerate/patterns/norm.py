@@ -15,7 +15,7 @@ def replace_in(region: Region) -> None:
     """Replace every batch norm that has something to be fused with."""
     for node in list(region.graph.nodes):
         role = region.role(node)
-        if isinstance(role, Norm) and not role.synchronised:
+        if isinstance(role, Norm):
             _replace(region, node, role)
 
 

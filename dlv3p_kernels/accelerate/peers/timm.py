@@ -15,7 +15,7 @@ def _batch_norm_act(norm: nn.Module) -> Role | None:
     act = layers.role_of(norm.act)  # type: ignore[arg-type]
     if not isinstance(layers.role_of(norm.drop), Same) or not isinstance(act, (Activation, Same)):  # type: ignore[arg-type]
         return None
-    return Norm(act.name if isinstance(act, Activation) else "identity", False, ("drop", "act"))
+    return Norm(act.name if isinstance(act, Activation) else "identity", ("drop", "act"))
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
