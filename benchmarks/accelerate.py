@@ -24,7 +24,7 @@ import dlv3p_kernels as dk
 from dlv3p_kernels.bench import machine, timing
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "peers"))
-import torchvision_operators  # noqa: E402
+import torchvision_operators
 
 MODELS = ("tu-xception65", "resnet50", "mobilenet_v2", "efficientnet-b0")
 CLASSES = 21
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _row(name: str, stride: int, dtype: str, options: argparse.Namespace) -> dict[str, object]:
     layout = torch.contiguous_format if options.contiguous else torch.channels_last
-    stock = _model(name, stride).to(memory_format=layout)
+    stock = _model(name, stride).to(memory_format=layout)  # type: ignore[call-overload]
     ours = dk.accelerate(copy.deepcopy(stock))
     shape = (options.batch, 3, options.size, options.size)
     x = torch.randn(shape).to(memory_format=layout)
@@ -105,7 +105,8 @@ def _stock_loss(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 def _our_loss(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     """Loss of the logits before they are resized, as docs/accelerate.md tells."""
-    logits = model.segmentation_head[0](model.decoder(model.encoder(x)))
+    parts = dict(model.named_children())
+    logits = parts["segmentation_head"].get_submodule("0")(parts["decoder"](parts["encoder"](x)))
     return dk.upsample_cross_entropy(logits, target, align_corners=True)
 
 

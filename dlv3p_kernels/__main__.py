@@ -1,8 +1,8 @@
 """`python -m dlv3p_kernels explain PEER:...`: what `dk.accelerate` would do with a known model.
 
-    python -m dlv3p_kernels explain smp:DeepLabV3Plus:resnet50
-    python -m dlv3p_kernels explain timm:xception65
-    python -m dlv3p_kernels explain torchvision:deeplabv3_resnet50
+python -m dlv3p_kernels explain smp:DeepLabV3Plus:resnet50
+python -m dlv3p_kernels explain timm:xception65
+python -m dlv3p_kernels explain torchvision:deeplabv3_resnet50
 """
 
 from __future__ import annotations

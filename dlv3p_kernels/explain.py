@@ -49,7 +49,9 @@ class Explanation:
 
 
 @overload
-def explain(op: nn.Module, example: Tensor | None = None, /) -> Report: ...
+def explain(  # type: ignore[overload-overlap]
+    op: nn.Module, example: Tensor | None = None, /
+) -> Report: ...
 @overload
 def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation: ...
 def explain(op: Any, *args: Any, **kwargs: Any) -> Explanation | Report:

@@ -3,9 +3,9 @@
 The untouched model in float64 is exact. Errors are relative L2 norms, one for each tensor; none of
 the accelerated model's may be more than twice the worst of the untouched model in the same dtype,
 in either memory layout, beside a floor: what one rounding of the input and of every parameter makes
-of the exact results, times the root of the number of layers, which each round once more. Gradients of shifts in front of
-a batch norm are zero but for rounding: a tensor of under a tenth of the largest norm of its
-kind is measured by that.
+of the exact results, times the root of the number of layers, which each round once more. Gradients
+of shifts in front of a batch norm are zero but for rounding: a tensor of under a tenth of the
+largest norm of its kind is measured by that.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def assert_agree(
     assert ours.state_dict().keys() == model.state_dict().keys()
     exact = run(copy.deepcopy(model).double(), x.double(), steps)
     stock = [
-        run(copy.deepcopy(model).to(memory_format=f), x.to(memory_format=f), steps)
-        for f in LAYOUTS
+        run(copy.deepcopy(model).to(memory_format=f), x.to(memory_format=f), steps) for f in LAYOUTS
     ]
     rounded = run(_rounded(model, x.dtype), _jittered(x.double(), x.dtype), steps)
     got = run(ours, x.to(memory_format=layout), steps)

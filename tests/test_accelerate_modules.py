@@ -253,11 +253,11 @@ class _Effects(nn.Module):
         elif self.kind == "context":
             with torch.no_grad():
                 x = x * 2
-        elif self.kind == "training" and self.training:
-            x = x * 2
-        elif self.kind == "type" and isinstance(x, Tensor):
-            x = x * 2
-        elif self.kind == "value" and x.sum() > 0:
+        elif (
+            (self.kind == "training" and self.training)
+            or (self.kind == "type" and isinstance(x, Tensor))
+            or (self.kind == "value" and x.sum() > 0)
+        ):
             x = x * 2
         return x
 

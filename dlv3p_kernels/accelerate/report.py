@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import dispatch
 from ..backends import BACKENDS
 from . import layers
-from .counting import effective
 from .cost import Cost, costs_of
+from .counting import effective
 from .finding import Finder
 from .swap import is_swapped, plan_of, swap_back
 
@@ -140,9 +140,7 @@ def explain_model(model: nn.Module, example: Tensor | None = None) -> Report:
         if id(m) not in covered | children and _is_remarkable(m)
     )
     times, sizes, basis = _shares(model, {names[i] for i in covered}, example)
-    return Report(
-        accelerated, _backend(model), tuple(served), unserved, times, sizes, basis
-    )
+    return Report(accelerated, _backend(model), tuple(served), unserved, times, sizes, basis)
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
