@@ -195,7 +195,7 @@ def _prepare(
 ) -> _Arguments:
     x, dw_weight, dw_bias = _depthwise.tensors(OP, x, dw_weight, dw_bias, "dw_")
     _, pw_weight, pw_bias = _checks.autocast(x, pw_weight, pw_bias)
-    _check_pointwise(x, dw_weight, pw_weight, pw_bias)
+    check_pointwise(OP, x, dw_weight.size(0), pw_weight, pw_bias)
     geometry = _depthwise.Geometry(OP, x, dw_weight, stride, padding, dilation)
     sizes = (geometry.stride, geometry.padding, geometry.dilation)
     before = channel_affine(OP, "prologue", prologue, x.size(1), x)
@@ -213,23 +213,24 @@ def _prepare(
     return arguments
 
 
-def _check_pointwise(
-    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, pw_bias: Tensor | None
+def check_pointwise(
+    op: str, x: Tensor, channels: int, pw_weight: Tensor, pw_bias: Tensor | None
 ) -> None:
-    _checks.tensor(OP, "pw_weight", pw_weight, 4)
-    _checks.same_kind(OP, "pw_weight", pw_weight, "x", x)
-    expected = (dw_weight.size(0), 1, 1)
+    """Raise unless the pointwise half fits the depthwise one, of so many channels."""
+    _checks.tensor(op, "pw_weight", pw_weight, 4)
+    _checks.same_kind(op, "pw_weight", pw_weight, "x", x)
+    expected = (channels, 1, 1)
     if pw_weight.size(0) == 0 or tuple(pw_weight.shape[1:]) != expected:
         raise ValueError(
-            f"{OP}: pw_weight must be (C', {', '.join(map(str, expected))}), one input channel per"
+            f"{op}: pw_weight must be (C', {', '.join(map(str, expected))}), one input channel per"
             f" channel of dw_weight, got shape {tuple(pw_weight.shape)}"
         )
     if pw_bias is not None:
-        _checks.tensor(OP, "pw_bias", pw_bias, 1)
-        _checks.same_kind(OP, "pw_bias", pw_bias, "x", x)
+        _checks.tensor(op, "pw_bias", pw_bias, 1)
+        _checks.same_kind(op, "pw_bias", pw_bias, "x", x)
         if pw_bias.size(0) != pw_weight.size(0):
             raise ValueError(
-                f"{OP}: pw_bias must have {pw_weight.size(0)} elements, got {pw_bias.size(0)}"
+                f"{op}: pw_bias must have {pw_weight.size(0)} elements, got {pw_bias.size(0)}"
             )
 
 
