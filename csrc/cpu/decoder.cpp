@@ -13,13 +13,6 @@
 namespace dlv3p {
 namespace {
 
-Axes axes_of_decoder(const DecoderSource& source, const Tensor& dw_weight,
-                     const std::optional<Tensor>& dw_bias, const Ints& padding,
-                     const Ints& dilation) {
-  check_bias(dw_bias, source.shape());
-  return axes_of(source.shape(), dw_weight, {1, 1}, padding, dilation);
-}
-
 // Each map's channels are measured by themselves; the result is forgotten.
 std::tuple<Tensor, Tensor> decoder_conv2d_statistics_cpu(
     const Tensor& input, const Tensor& low_level, bool align_corners, bool encoder_first,
@@ -29,7 +22,7 @@ std::tuple<Tensor, Tensor> decoder_conv2d_statistics_cpu(
   const DecoderSource decoder(input, low_level, align_corners, encoder_first, low_scale, low_shift,
                               low_activation);
   const SeparableSource& source = decoder.source();
-  const Axes axes = axes_of_decoder(decoder, dw_weight, dw_bias, padding, dilation);
+  const Axes axes = decoder.axes(dw_weight, dw_bias, padding, dilation);
   const Tensor filters = torch::stable::contiguous(dw_weight);
   const Contiguous bias(dw_bias);
   const auto vector = [&] {
@@ -66,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> decoder_conv2d_fused_cpu(
   const DecoderSource decoder(input, low_level, align_corners, encoder_first, low_scale, low_shift,
                               low_activation);
   return separable_forward(
-      decoder.source(), low_level, axes_of_decoder(decoder, dw_weight, dw_bias, padding, dilation),
+      decoder.source(), low_level, decoder.axes(dw_weight, dw_bias, padding, dilation),
       {dw_weight, dw_bias, mid_scale, mid_shift, mid_activation, pw_weight},
       {pw_bias, out_scale, out_shift, activation_of(out_activation), std::nullopt, statistics});
 }

@@ -21,8 +21,12 @@ class DecoderSource {
 
   // Its maps are the encoder output and the low-level map, in this order.
   const SeparableSource& source() const { return source_; }
-  // Of both side by side.
-  const InputShape& shape() const { return shape_; }
+  // The convolution of both side by side.
+  Axes axes(const Tensor& dw_weight, const std::optional<Tensor>& dw_bias, const Ints& padding,
+            const Ints& dilation) const {
+    check_bias(dw_bias, shape_);
+    return axes_of(shape_, dw_weight, {1, 1}, padding, dilation);
+  }
 
  private:
   InputShape shape_;

@@ -83,6 +83,17 @@ class PieceList {
     }
   }
 
+  // The same image by image, the pieces of each in the order of their rows.
+  template <class Run>
+  void for_each_in_order(const Run& run) const {
+    for (int64_t image = 0; image < images_; ++image) {
+      for (int64_t p = 0; p < per_image_; ++p) {
+        const int64_t row = p * rows_ / per_image_;
+        run(Piece{image, 1, row, (p + 1) * rows_ / per_image_ - row});
+      }
+    }
+  }
+
  private:
   const int64_t images_;
   const int64_t rows_;
