@@ -44,22 +44,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> decoder_conv2d_backward_apply
   const SeparableBackward b = separable_backward_of(
       decoder.source(), decoder.axes(dw_weight, dw_bias, padding, dilation), dw_weight, bias,
       {mid_mean, mid_invstd, mid_weight, mid_bias, mid_activation}, pw_weight, grad);
-  const auto nothing = [](ScalarType type) { return torch::stable::empty({0}, type); };
-  const ScalarType vector_type = sum_type(decoder.source().element);
-  const auto wanted_of = [&](const Tensor& map, bool needed, bool affine) {
-    MapGradient g{std::nullopt, affine, nothing(vector_type), nothing(vector_type)};
-    if (needed) g.map = new_map(map, map.size(2), map.size(3));
-    return g;
-  };
   std::vector<MapGradient> wanted;
   wanted.push_back(wanted_of(input, need_input, false));
   wanted.push_back(wanted_of(low_level, need_low_level, need_low_level && low_scale));
   const Tensor by_weight =
       separable_backward_apply(b, mean_grad, mean_product, need_weight, wanted);
-  const auto map_of = [&](const MapGradient& g) {
-    return g.map ? *g.map : nothing(grad.scalar_type());
-  };
-  return {map_of(wanted[0]), map_of(wanted[1]), by_weight, wanted[1].scale, wanted[1].shift};
+  return {wanted[0].result(), wanted[1].result(), by_weight, wanted[1].scale, wanted[1].shift};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dlv3p, CPU, m) {

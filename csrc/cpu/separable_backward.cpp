@@ -128,6 +128,13 @@ SeparableBackward separable_backward_of(const SeparableSource& source, const Axe
           torch::stable::contiguous(grad, MemoryFormat::ChannelsLast)};
 }
 
+MapGradient wanted_of(const Tensor& map, bool needed, bool affine) {
+  const auto nothing = [&] { return torch::stable::empty({0}, sum_type(element_of(map))); };
+  MapGradient g{std::nullopt, affine, nothing(), nothing(), map.scalar_type()};
+  if (needed) g.map = new_map(map, map.size(2), map.size(3));
+  return g;
+}
+
 PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool need_weight,
                                              bool need_middle) {
   const PieceList list = pieces_of(b, true);

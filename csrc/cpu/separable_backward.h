@@ -52,7 +52,12 @@ struct MapGradient {
   bool affine;                // of a prologue
   Tensor scale;
   Tensor shift;
+
+  // The map; empty where none is wanted, as scale and shift are.
+  Tensor result() const { return map ? *map : torch::stable::empty({0}, like); }
+  ScalarType like;
 };
+MapGradient wanted_of(const Tensor& map, bool needed, bool affine);
 // Fills in `wanted`, one for each map, and returns the gradient by the depthwise weight, or an
 // empty tensor. The means are those of the gradient behind the norm and of it times the normalised
 // result; without them the norm's statistics are constants.
