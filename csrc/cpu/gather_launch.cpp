@@ -188,16 +188,25 @@ PackedWeight::PackedWeight(Gather& g, Element element) {
 
 void run(Gather& g, Element element) {
   const PackedWeight packed(g, element);
-  run_packed(g, element);
+  run_packed({g}, element);
 }
 
-void run_packed(const Gather& g, Element element) {
+void run_packed(const std::vector<Gather>& gathers, Element element) {
   const GatherCode& code = gather_code();
   const int kind = static_cast<int>(element);
-  const int64_t scratch_bytes = code.scratch_bytes[kind](g);
-  for_each_task((g.channels + g.block - 1) / g.block * g.groups, [&](int64_t task) {
+  std::vector<int64_t> ends;
+  int64_t tasks = 0;
+  int64_t scratch_bytes = 0;
+  for (const Gather& g : gathers) {
+    ends.push_back(tasks += (g.channels + g.block - 1) / g.block * g.groups);
+    scratch_bytes = std::max(scratch_bytes, code.scratch_bytes[kind](g));
+  }
+  for_each_task(tasks, [&](int64_t task) {
     thread_local Scratch scratch;
-    code.run_task[kind](g, task, scratch.at_least(scratch_bytes));
+    std::size_t i = 0;
+    while (task >= ends[i]) ++i;
+    const int64_t first = i == 0 ? 0 : ends[i - 1];
+    code.run_task[kind](gathers[i], task - first, scratch.at_least(scratch_bytes));
   });
 }
 

@@ -86,6 +86,7 @@ class PackedWeight {
 };
 
 void run(Gather& g, Element element);
-void run_packed(const Gather& g, Element element);
+// Those of several maps, all tasks at once: waiting for the slowest thread costs time each time.
+void run_packed(const std::vector<Gather>& gathers, Element element);
 
 }  // namespace dlv3p

@@ -191,8 +191,8 @@ class DepthwiseBackward {
       : b_(b), need_weight_(need_weight) {
     const ScalarType type = sum_type(b.source.element);
     for (std::size_t i = 0; i < b.source.maps.size(); ++i) {
-      Part part{b.source.maps[i], wanted[i],   {},          std::nullopt,
-                std::nullopt,     Total(type), Total(type), Total(type)};
+      Part part{b.source.maps[i], wanted[i],   {},         std::nullopt, std::nullopt, {}, {},
+                Total(type),      Total(type), Total(type)};
       part.gather = gather_of_map(b.source, part.map, b.filters, nullptr, b.axes);
       part.gather.batch = 1;
       part.gather.on_source = {};
@@ -208,9 +208,18 @@ class DepthwiseBackward {
     axes.rows.in = end - begin;
     axes.rows.out = rows;
     axes.rows.before += begin - first;
+    std::vector<GatherPlanner> planners;
+    planners.reserve(parts_.size());
+    std::vector<Gather> gathers;
+    std::vector<Part*> running;
     for (Part& part : parts_) {
-      if (part.wanted.map || need_weight_) run(part, image, begin, axes, grads);
+      if (!part.wanted.map && !need_weight_) continue;
+      planners.push_back(prepare(part, image, begin, axes, grads));
+      gathers.push_back(part.gather);
+      running.push_back(&part);
     }
+    run_packed(gathers, b_.source.element);
+    for (Part* part : running) add_sums(*part);
   }
 
   Tensor finish() {
@@ -238,25 +247,26 @@ class DepthwiseBackward {
     Gather gather;
     std::optional<PackedWeight> packed;
     std::optional<Tensor> cells;
+    Tensor weight_sums;
+    Tensor affine_sums;
     Total by_weight;
     Total by_scale;
     Total by_shift;
   };
 
-  void run(Part& part, int64_t image, int64_t begin, const Axes& axes, const Tensor& grads) {
+  GatherPlanner prepare(Part& part, int64_t image, int64_t begin, const Axes& axes,
+                        const Tensor& grads) {
     const SourceMap& map = part.map;
-    const int64_t channels = b_.source.channels;
-    const int64_t taps = b_.axes.rows.kernel * b_.axes.columns.kernel;
     Gather& g = part.gather;
-    g.source =
-        map_of_piece(grads.mutable_data_ptr(), channels, axes.rows.out, axes.columns.out, true);
+    g.source = map_of_piece(grads.mutable_data_ptr(), b_.source.channels, axes.rows.out,
+                            axes.columns.out, true);
     advance(g.source, map.first_channel);
     g.other = {};
     if (need_weight_ || map.prologue.scale) g.other = rows_of(map.map, map, image, begin);
     g.on_other = map.prologue;
     if (part.wanted.map) g.destination = rows_of(*part.wanted.map, map, image, begin);
     if (map.resize) g.other_resize = map.resize->resize(begin);
-    const GatherPlanner planner = plan(g, b_.source.element, Direction::kInputGradient, axes);
+    GatherPlanner planner = plan(g, b_.source.element, Direction::kInputGradient, axes);
     if (!part.packed) part.packed.emplace(g, b_.source.element);
     if (map.resize && part.wanted.map) {
       if (!part.cells) part.cells = new_cells(g);
@@ -264,18 +274,23 @@ class DepthwiseBackward {
       g.begins = begin == 0;
       g.ends = begin + axes.rows.in == b_.axes.rows.in;
     }
-    const Tensor weights = empty_sums(g, b_.source.element, need_weight_ ? taps : 0);
-    const Tensor affine = empty_sums(g, b_.source.element, part.wanted.affine ? 2 : 0);
-    g.weight_gradients = need_weight_ ? weights.mutable_data_ptr() : nullptr;
-    g.affine_gradients = part.wanted.affine ? affine.mutable_data_ptr() : nullptr;
-    run_packed(g, b_.source.element);
+    const int64_t taps = axes.rows.kernel * axes.columns.kernel;
+    part.weight_sums = empty_sums(g, b_.source.element, need_weight_ ? taps : 0);
+    part.affine_sums = empty_sums(g, b_.source.element, part.wanted.affine ? 2 : 0);
+    g.weight_gradients = need_weight_ ? part.weight_sums.mutable_data_ptr() : nullptr;
+    g.affine_gradients = part.wanted.affine ? part.affine_sums.mutable_data_ptr() : nullptr;
+    return planner;
+  }
+
+  void add_sums(Part& part) const {
+    const int64_t channels = part.gather.channels;
     if (need_weight_) {
-      part.by_weight.add(
-          sum_groups(weights, 0, {g.channels, 1, axes.rows.kernel, axes.columns.kernel}));
+      part.by_weight.add(sum_groups(part.weight_sums, 0,
+                                    {channels, 1, b_.axes.rows.kernel, b_.axes.columns.kernel}));
     }
     if (part.wanted.affine) {
-      part.by_scale.add(sum_groups(affine, 0, {g.channels}));
-      part.by_shift.add(sum_groups(affine, 1, {g.channels}));
+      part.by_scale.add(sum_groups(part.affine_sums, 0, {channels}));
+      part.by_shift.add(sum_groups(part.affine_sums, 1, {channels}));
     }
   }
 

@@ -92,17 +92,19 @@ void DepthwisePieces::prepare(int64_t row, int64_t rows) {
 }
 
 void DepthwisePieces::write(const Piece& piece, const Map& to) {
-  for (std::size_t i = 0; i < gathers_.size(); ++i) {
-    Gather g = gathers_[i];
+  std::vector<Gather> gathers = gathers_;
+  for (std::size_t i = 0; i < gathers.size(); ++i) {
+    Gather& g = gathers[i];
     g.batch = piece.images;
     g.groups = std::min(g.groups, piece.images * g.plan.bands);
-    g.source.data =
-        static_cast<char*>(g.source.data) + piece.image * g.source.stride_n * source_.element_size;
+    const auto advance = [&](Map& map, int64_t elements) {
+      map.data = static_cast<char*>(map.data) + elements * source_.element_size;
+    };
+    advance(g.source, piece.image * g.source.stride_n);
     g.destination = to;
-    g.destination.data = static_cast<char*>(to.data) +
-                         source_.maps[i].first_channel * to.stride_c * source_.element_size;
-    run_packed(g, source_.element);
+    advance(g.destination, source_.maps[i].first_channel * to.stride_c);
   }
+  run_packed(gathers, source_.element);
 }
 
 }  // namespace dlv3p

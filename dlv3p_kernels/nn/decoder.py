@@ -8,10 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..ops import decoder_conv2d
-from ._norm_state import batch_norm_of
+from ..ops._decoder_layers import DecoderLayers, decoder_logits
 from .aspp import ConvNorm
-from .separable import SeparableConv2d, epilogue
+from .separable import SeparableConv2d
 
 
 class Decoder(nn.Module):
@@ -27,12 +26,14 @@ class Decoder(nn.Module):
         x = self.conv1(self.conv0(x))
         return self.classifier(x)
 
-    of which neither the resized map nor the concatenation exists (`dk.decoder_conv2d`). The
+    of which neither the resized map nor the concatenation exists (`dk.decoder_conv2d`), and in
+    training no activated map either: what is kept for backward are the inputs and the raw result
+    of every pointwise convolution but the last. The
     projection is 1x1 without bias; `conv0`, `conv1`, ... are separable: depthwise - norm -
     activation - pointwise - norm - activation; the classifier is 1x1 with bias. The state_dict has
     the keys `low_level_projection.conv.weight`, `low_level_projection.bn.*`, `convI.*` with those
-    of `SeparableConv2d`, and `classifier.*`. Forward reads the parameters of
-    `low_level_projection` and `conv0`; it does not call these two, so their hooks do not run.
+    of `SeparableConv2d`, and `classifier.*`. Forward reads the parameters of these layers and does
+    not call them, so their hooks do not run.
 
     Inputs: encoder output (N, in_channels, h, w) of any size, low-level features (N,
     low_level_in_channels, H, W). Output (N, num_classes, H, W).
@@ -104,27 +105,15 @@ class Decoder(nn.Module):
 
     def forward(self, input: Tensor, low_level: Tensor) -> Tensor:
         """Logits of the encoder output and the low-level features."""
-        projection = self.low_level_projection
-        first, *rest = self.separable_convs()
-        x = decoder_conv2d(
-            input,
-            projection.conv(low_level),
-            first.depthwise.weight,
-            first.pointwise.weight,
-            first.depthwise.bias,
-            first.pointwise.bias,
-            first.depthwise.sides(),
-            first.depthwise.dilation,
-            align_corners=self.align_corners,
-            encoder_first=self.encoder_first,
-            low_level_prologue=batch_norm_of(projection.bn, self.activation),
-            dw_epilogue=epilogue(first.depthwise_bn, first.depthwise_activation),
-            pw_epilogue=epilogue(first.pointwise_bn, first.pointwise_activation),
+        layers = DecoderLayers(
+            self.low_level_projection.branch(self.activation),
+            [conv.branch() for conv in self.separable_convs()],
+            self.classifier.weight,
+            self.classifier.bias,
+            self.align_corners,
+            self.encoder_first,
         )
-        for conv in rest:
-            x = conv(x)
-        logits: Tensor = self.classifier(x)
-        return logits
+        return decoder_logits(input, low_level, layers)
 
     def separable_convs(self) -> Iterator[SeparableConv2d]:
         """`conv0`, `conv1`, ..."""

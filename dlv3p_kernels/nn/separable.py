@@ -109,8 +109,8 @@ class SeparableConv2d(nn.Module):
             self.depthwise.sides(),
             self.depthwise.dilation,
             prologue=before,
-            dw_epilogue=epilogue(self.depthwise_bn, self.depthwise_activation),
-            pw_epilogue=epilogue(self.pointwise_bn, self.pointwise_activation),
+            dw_epilogue=_epilogue(self.depthwise_bn, self.depthwise_activation),
+            pw_epilogue=_epilogue(self.pointwise_bn, self.pointwise_activation),
             residual=residual,
         )
 
@@ -118,11 +118,11 @@ class SeparableConv2d(nn.Module):
         """As `dk.aspp` takes it: stride 1, "same" padding, no activation before."""
         return Branch(
             self.pointwise.weight,
-            epilogue(self.pointwise_bn, self.pointwise_activation),
+            _epilogue(self.pointwise_bn, self.pointwise_activation),
             self.pointwise.bias,
             self.depthwise.dilation[0],
             self.depthwise.weight,
-            epilogue(self.depthwise_bn, self.depthwise_activation),
+            _epilogue(self.depthwise_bn, self.depthwise_activation),
             self.depthwise.bias,
         )
 
@@ -140,7 +140,7 @@ def _checked(name: str, activation: str) -> str:
     return activation
 
 
-def epilogue(norm: BatchNormLayer | None, activation: str) -> BatchNorm | ChannelAffine:
+def _epilogue(norm: BatchNormLayer | None, activation: str) -> BatchNorm | ChannelAffine:
     """What a norm, if there is one, and an activation amount to in this forward."""
     if norm is None:
         return ChannelAffine(activation=activation)

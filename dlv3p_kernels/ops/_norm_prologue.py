@@ -19,18 +19,23 @@ from ._epilogue import Stage
 from ._norm_operators import IDENTITY, values_per_channel
 
 
+def measured(name: str, raw: Tensor, stage: Stage) -> Stage:
+    """With the statistics of the map, where they are asked for; `name` is that of a back end."""
+    if not stage.by_batch:
+        return stage
+    ops = dispatch.operators(name)
+    with torch.no_grad():
+        mean, var = ops.batch_norm_stats(raw)
+    return stage.measured(ops, mean, var, values_per_channel(raw))
+
+
 def applied_on_load(
     name: str, raw: Tensor, stage: Stage
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The map to read, the scale and the shift to apply to it; `name` is that of a back end."""
-    if stage.by_batch:
-        ops = dispatch.operators(name)
-        with torch.no_grad():
-            mean, var = ops.batch_norm_stats(raw)
-        stage = stage.measured(ops, mean, var, values_per_channel(raw))
-        if wants_gradients(raw, stage.weight, stage.bias):
-            read, scale, shift = _NormPrologue.apply(name, stage.group, raw, *stage.vectors)
-            return read, scale, shift
+    """The map to read, the scale and the shift to apply to it; the stage has been measured."""
+    if stage.by_batch and wants_gradients(raw, stage.weight, stage.bias):
+        read, scale, shift = _NormPrologue.apply(name, stage.group, raw, *stage.vectors)
+        return read, scale, shift
     return raw, *stage.folded
 
 

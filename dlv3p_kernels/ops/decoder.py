@@ -14,8 +14,7 @@ from . import _depthwise, _epilogue
 from ._common import wants_gradients
 from ._decoder_operators import OP
 from ._epilogue import Stage
-from ._norm_operators import IDENTITY
-from ._norm_prologue import applied_on_load
+from ._norm_prologue import applied_on_load, measured
 from .separable import check_pointwise, finished
 
 
@@ -83,7 +82,7 @@ def decoder_conv2d(
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image
     Segmentation", ECCV 2018, section 3.1, "Proposed decoder", and figure 2.
     """
-    a = _prepare(
+    a = prepare(
         x, low_level, dw_weight, pw_weight, dw_bias, pw_bias, padding, dilation,
         align_corners, encoder_first, low_level_prologue, dw_epilogue, pw_epilogue,
     )  # fmt: skip
@@ -97,7 +96,7 @@ def decoder_conv2d(
     return _by_kernels(name, a)
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """Arguments checked, as the operators take them."""
 
     call: dispatch.Call
@@ -116,40 +115,52 @@ class _Arguments(NamedTuple):
         return int(self.maps[1].size(0)) * self.size[0] * self.size[1]
 
 
-def _by_kernels(name: str, a: _Arguments) -> Tensor:
+def _by_kernels(name: str, a: Arguments) -> Tensor:
     ops = dispatch.operators(name)
-    low_level, scale, shift = applied_on_load(name, a.maps[1], a.low)
-    source = (a.maps[0], low_level, *a.order, scale, shift, a.low.activation)
-    middle, end = a.middle, a.end
-    if middle.by_batch:
-        with torch.no_grad():  # derived together with the norm, not by themselves
-            mean, var = ops.decoder_conv2d_statistics(*source, *a.depthwise)
-        middle = middle.measured(ops, mean, var, a.values_per_channel)
-    if _wants_gradients(a):
-        raw, mean, var = ops.decoder_conv2d(
-            *source, *a.depthwise, *middle.vectors, middle.activation, middle.by_batch,
-            middle.group, *a.pointwise, end.by_batch,
-        )  # fmt: skip
-    else:
-        folded = (None, None, IDENTITY) if end.by_batch else (*end.folded, end.activation)
-        raw, mean, var = ops.decoder_conv2d_fused(
-            *source, *a.depthwise, *middle.folded, middle.activation, *a.pointwise, *folded,
-            end.by_batch,
-        )  # fmt: skip
-        if not end.by_batch:
-            output: Tensor = raw
-            return output
+    if a.end.by_batch or _wants_gradients(a):
+        raw, end = raw_result(name, a)
+        return finished(ops, raw, end, None)
+    source, middle = _measured(name, a)
+    output: Tensor = ops.decoder_conv2d_fused(
+        *source, *a.depthwise, *middle.folded, middle.activation, *a.pointwise, *a.end.folded,
+        a.end.activation, False,
+    )[0]  # fmt: skip
+    return output
+
+
+def raw_result(name: str, a: Arguments) -> tuple[Tensor, Stage]:
+    """The result of the pointwise half, and what is still to stand behind it, measured."""
+    ops = dispatch.operators(name)
+    source, middle = _measured(name, a)
+    end = a.end
+    raw, mean, var = ops.decoder_conv2d(
+        *source, *a.depthwise, *middle.vectors, middle.activation, middle.by_batch, middle.group,
+        *a.pointwise, end.by_batch,
+    )  # fmt: skip
     if end.by_batch:
         end = end.measured(ops, mean, var, a.values_per_channel)
-    return finished(ops, raw, end, None)
+    return raw, end
 
 
-def _wants_gradients(a: _Arguments) -> bool:
+def _measured(name: str, a: Arguments) -> tuple[tuple[Any, ...], Stage]:
+    """The source as the operators take it, and the norm between the halves."""
+    ops = dispatch.operators(name)
+    low = measured(name, a.maps[1], a.low)
+    low_level, scale, shift = applied_on_load(name, a.maps[1], low)
+    source = (a.maps[0], low_level, *a.order, scale, shift, low.activation)
+    if not a.middle.by_batch:
+        return source, a.middle
+    with torch.no_grad():  # derived together with the norm, not by themselves
+        mean, var = ops.decoder_conv2d_statistics(*source, *a.depthwise)
+    return source, a.middle.measured(ops, mean, var, a.values_per_channel)
+
+
+def _wants_gradients(a: Arguments) -> bool:
     everything = (*a.maps, *a.low, *a.depthwise, *a.middle, *a.pointwise, *a.end)
     return wants_gradients(*(t for t in everything if isinstance(t, Tensor)))
 
 
-def _prepare(
+def prepare(
     x: Tensor,
     low_level: Tensor,
     dw_weight: Tensor,
@@ -163,7 +174,8 @@ def _prepare(
     low_level_prologue: Epilogue | None,
     dw_epilogue: Epilogue | None,
     pw_epilogue: Epilogue | None,
-) -> _Arguments:
+) -> Arguments:
+    """The arguments of `decoder_conv2d` checked."""
     for flag, value in (("align_corners", align_corners), ("encoder_first", encoder_first)):
         if not isinstance(value, bool):
             raise TypeError(f"{OP}: {flag} must be a bool, got {type(value).__name__}")
@@ -181,7 +193,7 @@ def _prepare(
     middle = _epilogue.checked(OP, "dw_epilogue", dw_epilogue, channels, x)
     end = _epilogue.checked(OP, "pw_epilogue", pw_epilogue, pw_weight.size(0), x)
     unfit = "an input is empty" if x.numel() == 0 or low_level.numel() == 0 else None
-    arguments = _Arguments(
+    arguments = Arguments(
         dispatch.Call(OP, x, unfit, dispatch.no_gpu_record(x)), (x, low_level),
         (align_corners, encoder_first), low,
         (dw_weight, dw_bias, geometry.padding, geometry.dilation), middle, (pw_weight, pw_bias),
@@ -215,7 +227,7 @@ def _check_depthwise(x: Tensor, dw_weight: Tensor, dw_bias: Tensor | None, chann
         _checks.channel_vector(OP, "dw_bias", dw_bias, channels, x, (x.dtype,))
 
 
-def _check_values(a: _Arguments) -> None:
+def _check_values(a: Arguments) -> None:
     low_level = a.maps[1]
     if a.low.by_batch and low_level.numel() == low_level.size(1):
         raise ValueError(
@@ -228,7 +240,7 @@ def _check_values(a: _Arguments) -> None:
 
 
 def _explain(**arguments: Any) -> dispatch.Call:
-    return _prepare(**arguments).call
+    return prepare(**arguments).call
 
 
 dispatch.CALLS[decoder_conv2d] = _explain
