@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "../common/activation_code.h"
+#include "upsample_axis.h"
 
 namespace dlv3p {
 
@@ -82,11 +83,21 @@ struct Pointwise {
   Activation activation;
 };
 
+// A map that is read as bilinear interpolation would make it of another one. It has the size that
+// the plan knows; `Map` then says where the other one lies, but for the width.
+struct Resize {
+  UpsampleAxis rows;     // from the row that the plan calls 0
+  UpsampleAxis columns;  // of nothing, where the map is there as it is
+  bool is_set() const { return columns.out != 0; }
+};
+
 struct Gather {
   GatherPlan plan;
   Map source;
+  Resize source_resize;
   Map destination;      // data == nullptr: not wanted
   Map other;            // data == nullptr: not needed
+  Resize other_resize;  // of `other`, and backwards of the destination
   Pointwise on_source;  // source pixels are read through it; what lies beside them stays zero
   Pointwise on_other;   // the convolution read `other` through it, so gradients go back through it
   Pointwise on_result;  // applied to what the destination gets
@@ -97,6 +108,12 @@ struct Gather {
   // Sums of each group, in the accumulation type; nullptr: not wanted.
   void* weight_gradients;  // (groups, taps, channels)
   void* affine_gradients;  // (groups, 2, channels): those of the scale and the shift of on_other
+  // Of a resized destination, which one task writes alone: its cells so far, in the accumulation
+  // type, (blocks, rows, block, columns) with channels in vectors. Begun with zeros and, in the
+  // end, written to the destination.
+  void* cells;
+  bool begins;
+  bool ends;
   // (groups, 2, channels): mean of the destination, sum of squared differences to it; or nullptr.
   double* moments;
   int64_t batch;

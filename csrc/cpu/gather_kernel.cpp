@@ -6,7 +6,9 @@
 #include "gather.h"
 #include "gather_finish.h"
 #include "gather_loops.h"
+#include "gather_resize.h"
 #include "gather_rows.h"
+#include "gather_weight.h"
 #include "vec.h"
 #include "vec_math.h"
 
@@ -20,27 +22,28 @@ class Task {
 
  public:
   static int64_t scratch_bytes(const Gather& g) {
-    Task task(g);
+    Task task(g, 0);  // the first one is as large as any
     task.lay_out(nullptr);
     return task.used_;
   }
 
   static void run(const Gather& g, int64_t index, void* scratch) {
-    Task task(g);
-    task.first_channel_ = index / g.groups * g.block;
-    task.channels_ = min_of(g.block, g.channels - task.first_channel_);
-    task.vectors_ = ceil_div(task.channels_, L);
+    Task task(g, index);
     task.lay_out(static_cast<char*>(scratch));
     task.run_group(index % g.groups);
   }
 
  private:
-  explicit Task(const Gather& g)
+  Task(const Gather& g, int64_t index)
       : g_(g),
         tap_count_(g.kernel_height * g.kernel_width),
+        by_row_(g.destination.data && (!g.destination.channels_adjacent || g.cells)),
         in_lines_(g.moments || g.on_result.scale || (g.on_other.scale && g.destination.data)),
-        channels_(g.block),
-        vectors_(ceil_div(g.block, L)) {}
+        block_(index / g.groups),
+        first_channel_(block_ * g.block),
+        channels_(min_of(g.block, g.channels - first_channel_)),
+        vectors_(ceil_div(channels_, L)),
+        resized_(g.source_resize.is_set() ? g.source_resize : g.other_resize, vectors_) {}
 
   // Hands out the scratch memory; with nullptr only `used_` is of use.
   void lay_out(char* memory) {
@@ -52,12 +55,15 @@ class Task {
     take(sums_, g_.weight_gradients ? tap_count_ * vectors_ * L : 0);
     take(source_, vectors_ * plane() * L);
     take(other_, g_.other.data ? vectors_ * g_.other.width * L : 0);
-    take(destination_, by_columns(g_.destination) ? vectors_ * g_.destination.width * L : 0);
+    take(destination_, by_row_ ? vectors_ * g_.destination.width * L : 0);
     take(line_, in_lines_ ? kLinePixels * L : 0);
     take(affine_sums_, g_.on_other.scale ? 2 * vectors_ * L : 0);
     take(moments_, g_.moments ? vectors_ : 0);
     take(slots_, g_.held_rows);
     take(taps_, tap_count_);
+    A* cells;
+    take(cells, resized_.scratch());
+    resized_.use(cells);
   }
 
   MapRow<S, A> row_of(const Map& map, int64_t image, int64_t row) const {
@@ -73,7 +79,14 @@ class Task {
             static_cast<const A*>(p.shift) + first_channel_};
   }
 
-  static bool by_columns(const Map& map) { return map.data && !map.channels_adjacent; }
+  // Rows of the map that a resized one is made of.
+  auto cells_of(const Map& map, const Resize& resize, int64_t image) const {
+    return [=, &map](int64_t row) {
+      MapRow<S, A> cells = row_of(map, image, row);
+      cells.width = resize.columns.in;
+      return cells;
+    };
+  }
 
   // Held pixels per vector of channels.
   int64_t plane() const { return g_.held_rows * g_.plan.held_width; }
@@ -85,6 +98,8 @@ class Task {
     if (g_.moments) {
       for (int64_t v = 0; v < vectors_; ++v) moments_[v].start();
     }
+    A* const cells = cells_of_block();
+    if (cells && g_.begins) resized_.clear(cells);
     const int64_t pieces = g_.batch * g_.plan.bands;
     const int64_t end = (group + 1) * pieces / g_.groups;
     for (int64_t piece = group * pieces / g_.groups; piece < end; ++piece) {
@@ -93,9 +108,17 @@ class Task {
     if (g_.weight_gradients) write_sums(sums_, tap_count_, g_.weight_gradients, group);
     if (g_.affine_gradients) write_sums(affine_sums_, 2, g_.affine_gradients, group);
     if (g_.moments) write_moments(group);
+    if (cells && g_.ends) resized_.write(cells, cells_of(g_.destination, g_.other_resize, 0));
+  }
+
+  A* cells_of_block() const {
+    if (!g_.cells) return nullptr;
+    const UpsampleAxis &rows = g_.other_resize.rows, &columns = g_.other_resize.columns;
+    return static_cast<A*>(g_.cells) + block_ * rows.in * g_.block * columns.in;
   }
 
   void run_band(int64_t image, int64_t band) {
+    resized_.forget();
     for (int64_t s = 0; s < g_.held_rows; ++s) slots_[s] = {-1, 0};
     const GatherPlan& plan = g_.plan;
     for (int64_t r = plan.band_begin[band]; r < plan.band_begin[band + 1]; ++r) {
@@ -108,7 +131,7 @@ class Task {
       hold(image, g_.plan.row_taps[t].index, row);
     }
     bool finite = g_.weight_is_finite;
-    if (g_.other.data) finite &= pack_other(row_of(g_.other, image, row.row));
+    if (g_.other.data) finite &= pack_other(image, row.row);
     // Zeros beside the source are multiplied too; only with finite factors do they add nothing.
     const ColumnRuns& runs = finite ? g_.plan.merged : g_.plan.exact;
     const MapRow<S, A> destination = row_of(g_.destination, image, row.row);
@@ -120,7 +143,11 @@ class Task {
         if (g_.weight_gradients) correlate(run, v, count);
       }
     }
-    if (by_columns(g_.destination)) destination.unpack(destination_);
+    if (g_.cells) {
+      resized_.accumulate(destination_, row.row, cells_of_block());
+    } else if (by_row_) {
+      destination.unpack(destination_);
+    }
     if (g_.moments) {
       for (int64_t v = 0; v < vectors_; ++v) moments_[v].merge_if_enough();
     }
@@ -168,7 +195,7 @@ class Task {
     if (!g_.destination.data) {
       GatherRun<A, A> to_line = run_to(line_, L, L);
       gather_lines<S>(to_line, run.count, static_cast<S*>(nullptr), 0, 0, finish_of(run, v));
-    } else if (row.channels_adjacent) {
+    } else if (!by_row_) {
       go(row.data + channel_of(v), row.stride_w, min_of(L, channels_));
     } else {
       go(destination_ + v * row.width * L, L, L);
@@ -225,22 +252,31 @@ class Task {
     }
     slots_[oldest] = {row, ++clock_};
     A* held = source_ + (oldest * g_.plan.held_width + g_.plan.held_left) * L;
-    pack_source(row_of(g_.source, image, row), held);
+    pack_source(image, row, held);
   }
 
-  void pack_source(const MapRow<S, A>& row, A* held) const {
-    if (g_.on_source.scale) {
-      pack_applied(row, held, plane(), g_.on_source.activation, affine_of(g_.on_source));
+  void pack_source(int64_t image, int64_t row, A* held) {
+    Keep<A> sink;
+    if (g_.source_resize.is_set()) {
+      resized_.pack(cells_of(g_.source, g_.source_resize, image), row, held, plane(), sink);
+    } else if (g_.on_source.scale) {
+      const Affine<A> affine = affine_of(g_.on_source);
+      pack_applied(row_of(g_.source, image, row), held, plane(), g_.on_source.activation, affine);
     } else {
-      Keep<A> sink;
-      row.pack(held, plane(), sink);
+      row_of(g_.source, image, row).pack(held, plane(), sink);
     }
   }
 
   // To vectors[v][column]; whether all that the weight gradient multiplies is finite.
-  bool pack_other(const MapRow<S, A>& row) const {
+  bool pack_other(int64_t image, int64_t index) {
+    KeepChecked<A> sink;
+    if (g_.other_resize.is_set()) {
+      const auto cells = cells_of(g_.other, g_.other_resize, image);
+      resized_.pack(cells, index, other_, g_.other.width, sink);
+      return sink.finite();
+    }
+    const MapRow<S, A> row = row_of(g_.other, image, index);
     if (!g_.on_other.scale) {
-      KeepChecked<A> sink;
       row.pack(other_, row.width, sink);
       return sink.finite();
     }
@@ -295,10 +331,13 @@ class Task {
 
   const Gather& g_;
   const int64_t tap_count_;
+  const bool by_row_;    // results are written, or added to cells, a row at a time
   const bool in_lines_;  // results pass through a line before they are written
-  int64_t first_channel_ = 0;
-  int64_t channels_;
-  int64_t vectors_;
+  const int64_t block_;
+  const int64_t first_channel_;
+  const int64_t channels_;
+  const int64_t vectors_;
+  ResizedRows<S, A> resized_;
   int64_t used_ = 0;
   int64_t clock_ = 0;
   A* sums_;
@@ -311,45 +350,6 @@ class Task {
   Slot* slots_;
   Tap* taps_;
 };
-
-// (channels, taps) and the bias to (taps + 1, padded_channels), zeros in the padding.
-template <class S, class A>
-void pack_weight(Gather& g) {
-  constexpr int64_t L = kLanesOf<A>;
-  const int64_t taps = g.kernel_height * g.kernel_width;
-  A* packed = static_cast<A*>(g.packed_weight);
-  Vec<A> zeros = {};
-  const auto convert = [&](const void* from, int64_t begin, int64_t count, A* to) {
-    const S* p = static_cast<const S*>(from) + begin;
-    const Vec<A> v = count == L ? load(p) : load_partial<A>(p, count);
-    store(to, v);
-    zeros += v * A{0};
-  };
-  const int64_t count = g.channels * taps;
-  int64_t channel = 0;
-  int64_t tap = 0;
-  for (int64_t i = 0; i < count; i += L) {
-    A converted[L];
-    const int64_t part = min_of(L, count - i);
-    convert(g.weight, i, part, converted);
-    for (int64_t j = 0; j < part; ++j) {
-      packed[tap * g.padded_channels + channel] = converted[j];
-      if (++tap == taps) {
-        tap = 0;
-        ++channel;
-      }
-    }
-  }
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t c = g.channels; c < g.padded_channels; ++c) packed[t * g.padded_channels + c] = 0;
-  }
-  g.weight_is_finite = all_zero(zeros);
-  A* bias = packed + taps * g.padded_channels;
-  for (int64_t c = 0; c < g.padded_channels; c += L) {
-    store(bias + c, Vec<A>{});
-    if (g.bias) convert(g.bias, c, min_of(L, g.channels - c), bias + c);
-  }
-}
 
 }  // namespace
 

@@ -17,6 +17,8 @@ constexpr int64_t kMostChannels = 512;
 // Enough tasks to keep many cores busy and even out their speeds; more would repeat set-up work.
 // Independent of the number of threads, so results are too.
 constexpr int64_t kWantedTasks = 64;
+// The same where tasks cannot have parts of a map.
+constexpr int64_t kWantedBlocks = 16;
 // Bands shorter than this would mostly load rows that the next band loads again.
 constexpr int64_t kRowsPerBand = 8;
 
@@ -59,6 +61,13 @@ RowOrder choose_order(Gather& g, Element element, const ConvAxis& rows, int64_t 
 // Splits the map so that there are about kWantedTasks tasks.
 void choose_split(Gather& g, Element element, int64_t rows, int64_t& bands) {
   g.block = choose_block(g, element);
+  if (g.other_resize.is_set()) {  // blocks alone divide the work, as each has cells of its own
+    const int64_t lanes = gather_code().vector_bytes / sum_bytes(element);
+    const int64_t narrow = (g.channels / kWantedBlocks + lanes - 1) / lanes * lanes;
+    g.block = std::min(g.block, std::max(narrow, 2 * lanes));
+    g.groups = bands = 1;
+    return;
+  }
   const int64_t blocks = (g.channels + g.block - 1) / g.block;
   const int64_t wanted = std::max<int64_t>(1, kWantedTasks / blocks);
   bands = std::clamp<int64_t>((wanted + g.batch - 1) / g.batch, 1,
@@ -97,19 +106,26 @@ Map map_of(const Tensor& t) {
           t.stride(3),          t.size(3),   channels_adjacent};
 }
 
-Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, const Ints& padding,
+InputShape::InputShape(const Tensor& input) : type(input.scalar_type()) {
+  STD_TORCH_CHECK(input.dim() == 4, "depthwise_conv2d: expected 4 dimensions");
+  channels = input.size(1);
+  height = input.size(2);
+  width = input.size(3);
+}
+
+Axes axes_of(const InputShape& input, const Tensor& weight, const Ints& stride, const Ints& padding,
              const Ints& dilation) {
-  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "depthwise_conv2d: expected 4 dimensions");
+  STD_TORCH_CHECK(weight.dim() == 4, "depthwise_conv2d: expected 4 dimensions");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                   "depthwise_conv2d: expected 2 strides, 4 paddings, 2 dilations");
-  STD_TORCH_CHECK(weight.size(0) == input.size(1) && weight.size(1) == 1,
+  STD_TORCH_CHECK(weight.size(0) == input.channels && weight.size(1) == 1,
                   "depthwise_conv2d: the CPU kernel takes one filter per channel");
-  STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(),
+  STD_TORCH_CHECK(weight.scalar_type() == input.type,
                   "depthwise_conv2d: weight and input differ in dtype");
   STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1]}) > 0,
                   "depthwise_conv2d: stride and dilation must be positive");
   const auto axis = [&](int64_t d, int64_t before, int64_t after) {
-    const int64_t in = input.size(2 + d);
+    const int64_t in = d == 0 ? input.height : input.width;
     const int64_t kernel = weight.size(2 + d);
     const int64_t out = conv_output_size(in, before, after, kernel, stride[d], dilation[d]);
     STD_TORCH_CHECK(out > 0, "depthwise_conv2d: the output would be empty");
@@ -118,9 +134,9 @@ Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, cons
   return {axis(0, padding[2], padding[3]), axis(1, padding[0], padding[1])};
 }
 
-void check_bias(const std::optional<Tensor>& bias, const Tensor& input) {
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == input.size(1) &&
-                            bias->scalar_type() == input.scalar_type()),
+void check_bias(const std::optional<Tensor>& bias, const InputShape& input) {
+  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == input.channels &&
+                            bias->scalar_type() == input.type),
                   "depthwise_conv2d: bias must be one element per channel, of input's dtype");
 }
 
@@ -172,16 +188,25 @@ PackedWeight::PackedWeight(Gather& g, Element element) {
 
 void run(Gather& g, Element element) {
   const PackedWeight packed(g, element);
-  run_packed(g, element);
+  run_packed({g}, element);
 }
 
-void run_packed(const Gather& g, Element element) {
+void run_packed(const std::vector<Gather>& gathers, Element element) {
   const GatherCode& code = gather_code();
   const int kind = static_cast<int>(element);
-  const int64_t scratch_bytes = code.scratch_bytes[kind](g);
-  for_each_task((g.channels + g.block - 1) / g.block * g.groups, [&](int64_t task) {
+  std::vector<int64_t> ends;
+  int64_t tasks = 0;
+  int64_t scratch_bytes = 0;
+  for (const Gather& g : gathers) {
+    ends.push_back(tasks += (g.channels + g.block - 1) / g.block * g.groups);
+    scratch_bytes = std::max(scratch_bytes, code.scratch_bytes[kind](g));
+  }
+  for_each_task(tasks, [&](int64_t task) {
     thread_local Scratch scratch;
-    code.run_task[kind](g, task, scratch.at_least(scratch_bytes));
+    std::size_t i = 0;
+    while (task >= ends[i]) ++i;
+    const int64_t first = i == 0 ? 0 : ends[i - 1];
+    code.run_task[kind](gathers[i], task - first, scratch.at_least(scratch_bytes));
   });
 }
 

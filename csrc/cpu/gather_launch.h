@@ -24,10 +24,27 @@ struct Axes {
   ConvAxis columns;
 };
 
+// What a convolution reads.
+struct InputShape {
+  explicit InputShape(const Tensor& input);
+
+  ScalarType type;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+};
+
 // Checks the arguments of a convolution; `padding` is (left, right, top, bottom).
-Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride, const Ints& padding,
+Axes axes_of(const InputShape& input, const Tensor& weight, const Ints& stride, const Ints& padding,
              const Ints& dilation);
-void check_bias(const std::optional<Tensor>& bias, const Tensor& input);
+void check_bias(const std::optional<Tensor>& bias, const InputShape& input);
+inline Axes axes_of(const Tensor& input, const Tensor& weight, const Ints& stride,
+                    const Ints& padding, const Ints& dilation) {
+  return axes_of(InputShape(input), weight, stride, padding, dilation);
+}
+inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input) {
+  check_bias(bias, InputShape(input));
+}
 void check_grad_output(const Tensor& grad_output, const Tensor& input, const Axes& axes);
 
 Element element_of(const Tensor& t);
@@ -69,6 +86,7 @@ class PackedWeight {
 };
 
 void run(Gather& g, Element element);
-void run_packed(const Gather& g, Element element);
+// Those of several maps, all tasks at once: waiting for the slowest thread costs time each time.
+void run_packed(const std::vector<Gather>& gathers, Element element);
 
 }  // namespace dlv3p

@@ -111,10 +111,15 @@ struct MapRow {
     }
   }
 
-  // From vectors[v * width + column]; only where columns are adjacent. Not inline: transposition
-  // needs all registers.
+  // From vectors[v * width + column]. Not inline: transposition needs all registers.
   __attribute__((noinline)) void unpack(const A* from) const {
-    for (int64_t v = 0; v < vectors(); ++v) unpack_columns(v, from + v * width * L);
+    for (int64_t v = 0; v < vectors(); ++v, from += width * L) {
+      if (channels_adjacent) {
+        unpack_channels(v, from);
+      } else {
+        unpack_columns(v, from);
+      }
+    }
   }
 
  private:
@@ -161,6 +166,17 @@ struct MapRow {
       }
     }
     sink_state = sink;
+  }
+
+  void unpack_channels(int64_t v, const A* from) const {
+    S* to = data + channel_of<A>(v, channels);
+    for (int64_t x = 0; x < width; ++x, from += L, to += stride_w) {
+      if (channels >= L) {
+        store(to, load(from));
+      } else {
+        store_partial<A>(to, load(from), channels);
+      }
+    }
   }
 
   void unpack_columns(int64_t v, const A* from) const {

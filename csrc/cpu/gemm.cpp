@@ -21,4 +21,10 @@ Tensor matrix_view(const Tensor& t, int64_t offset, int64_t rows, int64_t column
                                   strides, t.device(), t.scalar_type());
 }
 
+Tensor column_map(void* data, const Tensor& like, int64_t pixels, int64_t channels) {
+  const int64_t sizes[] = {1, channels, pixels, 1};
+  const int64_t strides[] = {pixels * channels, 1, channels, channels};
+  return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type());
+}
+
 }  // namespace dlv3p

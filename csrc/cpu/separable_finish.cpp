@@ -9,13 +9,6 @@
 namespace dlv3p {
 namespace {
 
-// Pixels of `channels` adjacent elements as a map of one column.
-Tensor column_map(void* data, const Tensor& like, int64_t pixels, int64_t channels) {
-  const int64_t sizes[] = {1, channels, pixels, 1};
-  const int64_t strides[] = {pixels * channels, 1, channels, channels};
-  return torch::stable::from_blob(data, sizes, strides, like.device(), like.scalar_type());
-}
-
 void* element_at(const Tensor& t, int64_t index) {
   return static_cast<char*>(t.mutable_data_ptr()) + index * static_cast<int64_t>(t.element_size());
 }

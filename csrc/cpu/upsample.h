@@ -11,18 +11,9 @@
 #include <cstdint>
 
 #include "gather.h"
+#include "upsample_axis.h"
 
 namespace dlv3p {
-
-// Where the resized map reads along one axis, by resized index; weights in the accumulation type.
-struct UpsampleAxis {
-  int64_t in;
-  int64_t out;
-  const int32_t* first;
-  const int32_t* second;
-  const void* weight_first;
-  const void* weight_second;
-};
 
 struct Upsample {
   Map logits;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "../common/resize.h"
-
 namespace dlv3p {
 namespace {
 
@@ -18,33 +16,6 @@ static_assert(kLeastTile % kTileStep == 0 && kMostTile % kTileStep == 0);
 
 constexpr int64_t kTasksPerThread = 4;
 
-template <class A>
-void fill_tables(int64_t in, int64_t out, bool align_corners, std::vector<A>& weights,
-                 UpsampleTables& tables) {
-  const ResizeAxis<A> axis = resize_axis<A>(in, out, align_corners);
-  tables.first.resize(out);
-  tables.second.resize(out);
-  weights.resize(2 * out);
-  for (int64_t o = 0; o < out; ++o) {
-    const ResizeSource<A> source = axis.source(o);
-    tables.first[o] = static_cast<int32_t>(source.first);
-    tables.second[o] = static_cast<int32_t>(source.second);
-    weights[o] = source.weight_first;
-    weights[out + o] = source.weight_second;
-  }
-  tables.axis = {
-      in, out, tables.first.data(), tables.second.data(), weights.data(), weights.data() + out};
-}
-
-void fill_tables(Element element, int64_t in, int64_t out, bool align_corners,
-                 UpsampleTables& tables) {
-  if (element == Element::kFloat64) {
-    fill_tables(in, out, align_corners, tables.wide_weights, tables);
-  } else {
-    fill_tables(in, out, align_corners, tables.weights, tables);
-  }
-}
-
 int64_t extent_of(const Tensor& t) {
   int64_t last = 0;
   for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
@@ -57,15 +28,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 UpsamplePlan::UpsamplePlan(const Tensor& logits, int64_t height, int64_t width, bool align_corners,
                            int64_t rows_held, int64_t least_rows, bool by_source)
-    : element_(element_of(logits)) {
-  fill_tables(element_, logits.size(2), height, align_corners, rows_);
-  fill_tables(element_, logits.size(3), width, align_corners, columns_);
+    : element_(element_of(logits)),
+      rows_(element_, logits.size(2), height, align_corners),
+      columns_(element_, logits.size(3), width, align_corners) {
   map_.logits = map_of(logits);
   map_.extent = extent_of(logits);
   map_.batch = logits.size(0);
   map_.classes = logits.size(1);
-  map_.rows = rows_.axis;
-  map_.columns = columns_.axis;
+  map_.rows = rows_.axis();
+  map_.columns = columns_.axis();
   const int64_t wanted = kTasksPerThread * torch::stable::get_num_threads();
   const int64_t rows = by_source ? map_.rows.in : map_.rows.out;
   map_.bands = std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, map_.batch)), 1,

@@ -2,24 +2,15 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../common/tensor.h"
 #include "gather_launch.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "upsample.h"
+#include "upsample_tables.h"
 
 namespace dlv3p {
-
-// The tables of one axis, which `axis` points into.
-struct UpsampleTables {
-  std::vector<int32_t> first;
-  std::vector<int32_t> second;
-  std::vector<float> weights;
-  std::vector<double> wide_weights;  // of float64 logits
-  UpsampleAxis axis;
-};
 
 // How logits are resized and how the work is divided. Holds what `map` points into.
 class UpsamplePlan {
@@ -40,8 +31,8 @@ class UpsamplePlan {
   void measure_tiles();
 
   const Element element_;
-  UpsampleTables rows_;
-  UpsampleTables columns_;
+  const UpsampleTables rows_;
+  const UpsampleTables columns_;
   Upsample map_{};
 };
 

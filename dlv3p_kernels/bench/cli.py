@@ -13,7 +13,7 @@ import torch
 
 from .. import dispatch
 from .._native import status
-from . import aspp, depthwise, machine, norm, report, separable, upsample
+from . import aspp, decoder, depthwise, machine, norm, report, separable, upsample
 
 # By stem, in the order of the help text.
 _OPS: dict[str, Any] = {
@@ -21,6 +21,7 @@ _OPS: dict[str, Any] = {
     "norm": norm,
     "separable": separable,
     "aspp": aspp,
+    "decoder": decoder,
     "upsample": upsample,
 }
 

@@ -7,7 +7,7 @@ other than float32 both run under autocast, on an input of that dtype.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import ASPP, SeparableConv2d
+from ..nn import ASPP, Decoder, SeparableConv2d
 from . import accuracy, memory
 from .goals import Goal, Verdict
 from .memory import Memory
 from .stock import stock_of
 from .timing import Spread, interleave, ratios
 
-Layer = SeparableConv2d | ASPP
+Layer = SeparableConv2d | ASPP | Decoder
 # By name; gradients have the names of what they are by.
 Results = dict[str, Tensor]
 # Maps are compared on so many channels, spread over all blocks.
@@ -121,15 +121,15 @@ class Bench:
     Args:
         layer: ours; its parameters and buffers are set.
         x: its input.
-        residual: added to its result, or None.
+        beside: its second one: the residual, or the low-level features; or None.
     """
 
-    def __init__(self, layer: Layer, x: Tensor, residual: Tensor | None = None) -> None:
+    def __init__(self, layer: Layer, x: Tensor, beside: Tensor | None = None) -> None:
         self.ours: nn.Module = layer
         fill(layer)
         layer.to(x.device)
         self.stock: nn.Module = stock_of(layer)
-        self.inputs = [x] if residual is None else [x, residual]
+        self.inputs = [x] if beside is None else [x, beside]
         self.grad = _normal(7, self.infer(self.ours)())
 
     def infer(self, layer: nn.Module) -> Callable[[], Tensor]:
@@ -192,7 +192,8 @@ class Bench:
         if not training:
             return {"inference": _some(self.infer(layer)())}
         output, *grads = self.step(layer)()
-        inputs = ("input", "residual")[: len(self.inputs)]
+        beside = "low level" if isinstance(self.ours, Decoder) else "residual"
+        inputs = ("input", beside)[: len(self.inputs)]
         maps = zip(("output", *inputs), (output, *grads), strict=False)
         parameters = zip(_names(layer), grads[len(self.inputs) :], strict=True)
         return {name: _some(t) for name, t in maps} | dict(parameters)
@@ -321,7 +322,12 @@ def fill(layer: Layer) -> None:
 
 def _norms(layer: Layer) -> Iterator[tuple[nn.BatchNorm2d, str]]:
     """Every batch norm, and the activation behind it."""
-    separable = layer.atrous if isinstance(layer, ASPP) else [layer]
+    separable: Iterable[nn.Module] = [layer]
+    if isinstance(layer, ASPP):
+        separable = layer.atrous
+    elif isinstance(layer, Decoder):
+        separable = layer.separable_convs()
+        yield layer.low_level_projection.bn, layer.activation
     for part in separable:
         if isinstance(part, SeparableConv2d):
             yield from (

@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import aspp, depthwise, layers, norm, separable, tables, upsample
+from . import aspp, decoder, depthwise, layers, norm, separable, tables, upsample
 
 _TABLES = {
     depthwise.OP: tables.DEPTHWISE,
     norm.OP: tables.NORM,
     separable.OP: tables.LAYERS,
     aspp.OP: tables.LAYERS,
+    decoder.OP: tables.LAYERS,
     upsample.OP: tables.UPSAMPLE,
 }
 

@@ -1,4 +1,4 @@
-"""The stock layers that `dk.nn.SeparableConv2d` and `dk.nn.ASPP` stand for, as users write them."""
+"""The stock layers that `dk.nn` stands for, as users write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import ASPP, SeparableConv2d
+from ..nn import ASPP, Decoder, SeparableConv2d
 from ..nn.aspp import ConvNorm
 
 _ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU}
@@ -103,8 +103,36 @@ def _activation(name: str, inplace: bool) -> nn.Module:
     return nn.Identity() if name == "identity" else _ACTIVATIONS[name](inplace=inplace)
 
 
-def stock_of(layer: SeparableConv2d | ASPP) -> StockSeparable | StockASPP:
+class StockDecoder(nn.Module):
+    """`F.interpolate`, `torch.cat` and layer after layer, all maps made."""
+
+    def __init__(self, layer: Decoder) -> None:
+        super().__init__()
+        self.align_corners, self.encoder_first = layer.align_corners, layer.encoder_first
+        self.low_level_projection = _conv_norm(layer.low_level_projection, layer.activation)
+        self.names = [f"conv{i}" for i in range(layer.convs)]
+        for name, conv in zip(self.names, layer.separable_convs(), strict=True):
+            self.add_module(name, StockSeparable(conv))
+        self.classifier = copy.deepcopy(layer.classifier)
+
+    def forward(self, x: Tensor, low_level: Tensor) -> Tensor:
+        """As the layer of ours."""
+        low_level = self.low_level_projection(low_level)
+        size = low_level.shape[-2:]
+        x = F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+        x = torch.cat([x, low_level] if self.encoder_first else [low_level, x], 1)
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+        output: Tensor = self.classifier(x)
+        return output
+
+
+def stock_of(layer: SeparableConv2d | ASPP | Decoder) -> nn.Module:
     """Stock layers with copies of the parameters and buffers of `layer`, under the same names."""
-    stock = StockASPP(layer) if isinstance(layer, ASPP) else StockSeparable(layer)
+    stock: nn.Module
+    if isinstance(layer, Decoder):
+        stock = StockDecoder(layer)
+    else:
+        stock = StockASPP(layer) if isinstance(layer, ASPP) else StockSeparable(layer)
     stock.load_state_dict(layer.state_dict())
     return stock.train(layer.training)

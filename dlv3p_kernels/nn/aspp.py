@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..fusion import BatchNorm, Branch
@@ -16,14 +17,24 @@ class ConvNorm(nn.Module):
     """Parameters of a convolution without bias and of the batch norm behind it; no forward."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        dilation: int = 1,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, 1, padding, dilation, bias=False
-        )
-        self.bn = nn.BatchNorm2d(out_channels)
+            in_channels, out_channels, kernel_size, 1, padding, dilation, bias=False,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        self.bn = nn.BatchNorm2d(out_channels, eps, momentum, device=device, dtype=dtype)
 
     def branch(self, activation: str, use_running: bool = False) -> Branch:
         """As `dk.aspp` takes it; `use_running` leaves the running statistics as they are."""

@@ -141,6 +141,7 @@ def _checked(name: str, activation: str) -> str:
 
 
 def _epilogue(norm: BatchNormLayer | None, activation: str) -> BatchNorm | ChannelAffine:
+    """What a norm, if there is one, and an activation amount to in this forward."""
     if norm is None:
         return ChannelAffine(activation=activation)
     return batch_norm_of(norm, activation)

@@ -3,6 +3,7 @@
 from ..fusion import BatchNorm, Branch, ChannelAffine
 from . import _upsample_operators  # noqa: F401 registers the operators
 from .aspp import aspp
+from .decoder import decoder_conv2d
 from .depthwise import depthwise_conv2d
 from .depthwise_fused import depthwise_conv2d_with_statistics
 from .norm import batch_norm_act
@@ -16,6 +17,7 @@ __all__ = [
     "ChannelAffine",
     "aspp",
     "batch_norm_act",
+    "decoder_conv2d",
     "depthwise_conv2d",
     "depthwise_conv2d_with_statistics",
     "separable_conv2d",

@@ -37,6 +37,14 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _map(F.linear(rows, weight.flatten(1), bias), x)
 
 
+def pointwise_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same, derived by autograd and under autocast as `F.conv2d` is."""
+    pixels = x.permute(0, 2, 3, 1)
+    if not pixels.is_contiguous():
+        return F.conv2d(x, weight, bias)
+    return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 def pointwise_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """Gradient by the input of `F.conv2d(x, weight)`, weight (C', C, 1, 1)."""
     rows = _rows(grad)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _group
+from . import _group, _separable_pieces, _two_passes
 from ._common import vector_dtype
 from ._norm_operators import IDENTITY, values_per_channel
 from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
@@ -60,6 +60,8 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients by the inputs of the operator; `need` says which are wanted."""
     h = halves
+    if _separable_pieces.serve(ops, h.x, h.dw_weight, h.geometry):
+        return _by_pieces(ops, grad, halves, need)
     grads: list[Tensor | None] = [None] * len(need)
     if need[PW_BIAS]:
         grads[PW_BIAS] = grad.sum((0, 2, 3))
@@ -83,6 +85,38 @@ def gradients(
                 grad, h.x, h.dw_weight, *h.geometry, *h.prologue, need_input, need[DW_WEIGHT]
             )
         )
+    return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
+
+
+def _by_pieces(
+    ops: Any, grad: Tensor, halves: Halves, need: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    h = halves
+    arguments = (
+        grad, h.x, h.dw_weight, h.dw_bias, *h.geometry, *h.prologue, *h.middle, h.mid_activation,
+        h.pw_weight,
+    )  # fmt: skip
+    need_input = need[X] or need[IN_SCALE] or need[IN_SHIFT]
+    further = need_input or need[DW_WEIGHT]
+    found = _two_passes.gradients(
+        lambda *needs: ops.separable_conv2d_backward_reduce(*arguments, *needs),
+        lambda means: ops.separable_conv2d_backward_apply(
+            *arguments, *means, need_input, need[DW_WEIGHT]
+        ),
+        grad,
+        _two_passes.Middle(h.middle, h.mid_activation, h.mid_by_batch, h.group),
+        h.dw_bias,
+        h.pw_weight,
+        _two_passes.Wanted(
+            further, *(need[i] for i in (DW_BIAS, MID_WEIGHT, MID_BIAS, PW_WEIGHT, PW_BIAS))
+        ),
+    )
+    grads: list[Tensor | None] = [None] * len(need)
+    if found.further is not None:
+        grads[X], grads[DW_WEIGHT], grads[IN_SCALE], grads[IN_SHIFT] = found.further
+    (grads[DW_BIAS], grads[MID_WEIGHT], grads[MID_BIAS], grads[PW_WEIGHT], grads[PW_BIAS]) = found[
+        1:
+    ]
     return tuple(g if wanted else None for g, wanted in zip(grads, need, strict=True))
 
 

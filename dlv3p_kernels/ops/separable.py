@@ -16,8 +16,6 @@ from ._epilogue import Stage
 from ._norm_operators import IDENTITY
 from ._separable_operators import OP
 
-_NO_EPILOGUE = (None, None, IDENTITY)
-
 
 def separable_conv2d(
     x: Tensor,
@@ -86,7 +84,7 @@ def separable_conv2d(
     Convolution for Semantic Image Segmentation", ECCV 2018, section 3.1; orders of norm and
     activation, section 3.2 and figure 4.
     """
-    a = _prepare(
+    a = prepare(
         x, dw_weight, pw_weight, dw_bias, pw_bias, stride, padding, dilation,
         prologue, dw_epilogue, pw_epilogue, residual,
     )  # fmt: skip
@@ -99,7 +97,7 @@ def separable_conv2d(
     return _by_kernels(dispatch.operators(name), a)
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """Arguments checked, as the operators take them."""
 
     call: dispatch.Call
@@ -111,6 +109,10 @@ class _Arguments(NamedTuple):
     residual: Tensor | None
     size: tuple[int, int]
 
+    def through(self, scale: Tensor | None, shift: Tensor | None, activation: int) -> Arguments:
+        """With a prologue, in place of the one that there is."""
+        return self._replace(depthwise=(*self.depthwise[:6], scale, shift, activation))
+
     @property
     def values_per_channel(self) -> int:
         """Of either result."""
@@ -118,30 +120,38 @@ class _Arguments(NamedTuple):
         return int(self.depthwise[0].size(0)) * height * width
 
 
-def _by_kernels(ops: Any, a: _Arguments) -> Tensor:
-    middle, end = a.middle, a.end
-    if middle.by_batch:
-        with torch.no_grad():  # derived together with the norm, not by themselves
-            mean, var = ops.depthwise_conv2d_statistics(*a.depthwise)
-        middle = middle.measured(ops, mean, var, a.values_per_channel)
-    pointwise = (a.pw_weight, a.pw_bias)
-    if wants_gradients(*_tensors(a)):
-        raw, mean, var = ops.separable_conv2d(
-            *a.depthwise, *middle.vectors, middle.activation, middle.by_batch, middle.group,
-            *pointwise, end.by_batch,
-        )  # fmt: skip
-    else:
-        until = (*a.depthwise, *middle.folded, middle.activation, *pointwise)
-        if not end.by_batch:
-            added, rest = _split_residual(a.residual, a.pw_weight.dtype)
-            output: Tensor = ops.separable_conv2d_fused(
-                *until, *end.folded, end.activation, added, False
-            )[0]
-            return output if rest is None else output + rest
-        raw, mean, var = ops.separable_conv2d_fused(*until, *_NO_EPILOGUE, None, True)
+def _by_kernels(ops: Any, a: Arguments) -> Tensor:
+    end = a.end
+    if end.by_batch or wants_gradients(*_tensors(a)):
+        raw, end = raw_result(ops, a)
+        return finished(ops, raw, end, a.residual)
+    middle = _measured_middle(ops, a)
+    added, rest = _split_residual(a.residual, a.pw_weight.dtype)
+    output: Tensor = ops.separable_conv2d_fused(
+        *a.depthwise, *middle.folded, middle.activation, a.pw_weight, a.pw_bias, *end.folded,
+        end.activation, added, False,
+    )[0]  # fmt: skip
+    return output if rest is None else output + rest
+
+
+def raw_result(ops: Any, a: Arguments) -> tuple[Tensor, Stage]:
+    """The result of the pointwise half, and what is still to stand behind it, measured."""
+    middle, end = _measured_middle(ops, a), a.end
+    raw, mean, var = ops.separable_conv2d(
+        *a.depthwise, *middle.vectors, middle.activation, middle.by_batch, middle.group,
+        a.pw_weight, a.pw_bias, end.by_batch,
+    )  # fmt: skip
     if end.by_batch:
         end = end.measured(ops, mean, var, a.values_per_channel)
-    return finished(ops, raw, end, a.residual)
+    return raw, end
+
+
+def _measured_middle(ops: Any, a: Arguments) -> Stage:
+    if not a.middle.by_batch:
+        return a.middle
+    with torch.no_grad():  # derived together with the norm, not by themselves
+        mean, var = ops.depthwise_conv2d_statistics(*a.depthwise)
+    return a.middle.measured(ops, mean, var, a.values_per_channel)
 
 
 def finished(ops: Any, raw: Tensor, end: Stage, residual: Tensor | None) -> Tensor:
@@ -173,13 +183,13 @@ def _with_norm(raw: Tensor, end: Stage) -> tuple[Tensor | None, ...]:
     return zero, torch.ones_like(zero), None, None
 
 
-def _tensors(a: _Arguments) -> list[Tensor | None]:
+def _tensors(a: Arguments) -> list[Tensor | None]:
     """All that gradients may be asked of."""
     everything = (*a.depthwise, *a.middle, a.pw_weight, a.pw_bias, *a.end, a.residual)
     return [t for t in everything if isinstance(t, Tensor)]
 
 
-def _prepare(
+def prepare(
     x: Tensor,
     dw_weight: Tensor,
     pw_weight: Tensor,
@@ -192,10 +202,11 @@ def _prepare(
     dw_epilogue: Epilogue | None,
     pw_epilogue: Epilogue | None,
     residual: Tensor | None,
-) -> _Arguments:
+) -> Arguments:
+    """The arguments of `separable_conv2d` checked."""
     x, dw_weight, dw_bias = _depthwise.tensors(OP, x, dw_weight, dw_bias, "dw_")
     _, pw_weight, pw_bias = _checks.autocast(x, pw_weight, pw_bias)
-    _check_pointwise(x, dw_weight, pw_weight, pw_bias)
+    check_pointwise(OP, x, dw_weight.size(0), pw_weight, pw_bias)
     geometry = _depthwise.Geometry(OP, x, dw_weight, stride, padding, dilation)
     sizes = (geometry.stride, geometry.padding, geometry.dilation)
     before = channel_affine(OP, "prologue", prologue, x.size(1), x)
@@ -204,7 +215,7 @@ def _prepare(
     if residual is not None:
         _check_residual(residual, (x.size(0), pw_weight.size(0), *geometry.output_size), x)
     call = dispatch.Call(OP, x, _unfit(x, dw_weight), dispatch.no_gpu_record(x))
-    arguments = _Arguments(
+    arguments = Arguments(
         call, (x, dw_weight, dw_bias, *sizes, *before), middle, pw_weight, pw_bias, end, residual,
         geometry.output_size,
     )  # fmt: skip
@@ -213,23 +224,24 @@ def _prepare(
     return arguments
 
 
-def _check_pointwise(
-    x: Tensor, dw_weight: Tensor, pw_weight: Tensor, pw_bias: Tensor | None
+def check_pointwise(
+    op: str, x: Tensor, channels: int, pw_weight: Tensor, pw_bias: Tensor | None
 ) -> None:
-    _checks.tensor(OP, "pw_weight", pw_weight, 4)
-    _checks.same_kind(OP, "pw_weight", pw_weight, "x", x)
-    expected = (dw_weight.size(0), 1, 1)
+    """Raise unless the pointwise half fits the depthwise one, of so many channels."""
+    _checks.tensor(op, "pw_weight", pw_weight, 4)
+    _checks.same_kind(op, "pw_weight", pw_weight, "x", x)
+    expected = (channels, 1, 1)
     if pw_weight.size(0) == 0 or tuple(pw_weight.shape[1:]) != expected:
         raise ValueError(
-            f"{OP}: pw_weight must be (C', {', '.join(map(str, expected))}), one input channel per"
+            f"{op}: pw_weight must be (C', {', '.join(map(str, expected))}), one input channel per"
             f" channel of dw_weight, got shape {tuple(pw_weight.shape)}"
         )
     if pw_bias is not None:
-        _checks.tensor(OP, "pw_bias", pw_bias, 1)
-        _checks.same_kind(OP, "pw_bias", pw_bias, "x", x)
+        _checks.tensor(op, "pw_bias", pw_bias, 1)
+        _checks.same_kind(op, "pw_bias", pw_bias, "x", x)
         if pw_bias.size(0) != pw_weight.size(0):
             raise ValueError(
-                f"{OP}: pw_bias must have {pw_weight.size(0)} elements, got {pw_bias.size(0)}"
+                f"{op}: pw_bias must have {pw_weight.size(0)} elements, got {pw_bias.size(0)}"
             )
 
 
@@ -250,7 +262,7 @@ def _unfit(x: Tensor, dw_weight: Tensor) -> str | None:
 
 
 def _explain(**arguments: Any) -> dispatch.Call:
-    return _prepare(**arguments).call
+    return prepare(**arguments).call
 
 
 dispatch.CALLS[separable_conv2d] = _explain

@@ -6,6 +6,7 @@ Arguments are normalised as in `torch.ops.dlv3p`: `stride` and `dilation` are (h
 
 from ._common import ACTIVATIONS, channel_affine
 from .aspp import aspp, dense_branch
+from .decoder import decoder_conv2d, decoder_source
 from .depthwise import (
     depthwise_conv2d,
     depthwise_conv2d_backward,
@@ -39,6 +40,8 @@ __all__ = [
     "batch_norm_stats",
     "channel_affine",
     "class_weight_sum",
+    "decoder_conv2d",
+    "decoder_source",
     "dense_branch",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",

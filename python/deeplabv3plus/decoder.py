@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import dlv3p_kernels as dk
 
-from .layers import ConvBNReLU, SeparableConv2d, resize
+from .layers import HEAD_BN_EPS
 
 
-class Decoder(nn.Module):
+class Decoder(dk.nn.Decoder):
     """Join the ASPP output with low-level features and classify every pixel at their resolution.
 
     The low-level map is reduced by a 1x1 convolution, the encoder map is resized to it, both are
-    concatenated (encoder first) and refined by two 3x3 separable convolutions; a 1x1 convolution
-    with bias gives the logits.
+    joined (encoder first) and refined by two 3x3 separable convolutions; a 1x1 convolution with
+    bias gives the logits.
 
     Inputs: encoder map (N, in_channels, h, w), low-level map (N, low_level_in_channels, H, W).
     Output (N, num_classes, H, W).
@@ -31,16 +30,12 @@ class Decoder(nn.Module):
         channels: int = 256,
         align_corners: bool = True,
     ) -> None:
-        super().__init__()
-        self.align_corners = align_corners
-        self.low_level_projection = ConvBNReLU(low_level_in_channels, low_level_channels)
-        self.conv0 = SeparableConv2d(in_channels + low_level_channels, channels)
-        self.conv1 = SeparableConv2d(channels, channels)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-
-    def forward(self, x: Tensor, low_level: Tensor) -> Tensor:
-        """Upsample, concatenate, refine, classify."""
-        low_level = self.low_level_projection(low_level)
-        x = resize(x, low_level.shape[-2:], self.align_corners)
-        x = torch.cat([x, low_level], dim=1)
-        return self.classifier(self.conv1(self.conv0(x)))
+        super().__init__(
+            in_channels,
+            low_level_in_channels,
+            num_classes,
+            low_level_channels=low_level_channels,
+            channels=channels,
+            align_corners=align_corners,
+            eps=HEAD_BN_EPS,
+        )

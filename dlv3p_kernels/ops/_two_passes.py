@@ -1,0 +1,122 @@
+"""The way back through the halves of a separable convolution in two passes over its pieces.
+
+The first pass gathers the sums that the way back through the norm between the halves needs, the
+second goes that way. Each computes the depthwise result anew; no map of its size exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _group
+from ._norm_operators import IDENTITY, values_per_channel
+
+_Means = tuple[Tensor | None, Tensor | None]
+
+
+class Middle(NamedTuple):
+    """The norm between the halves, as a forward has kept it.
+
+    Attributes:
+        vectors: mean, invstd, weight and bias.
+        activation: behind it.
+        by_batch: whether mean and invstd are those of the batch.
+        group: name of the processes that share the batch.
+    """
+
+    vectors: tuple[Tensor | None, ...]
+    activation: int
+    by_batch: bool
+    group: str
+
+
+class Wanted(NamedTuple):
+    """Which gradients are wanted; `further` stands for all that the second pass gives."""
+
+    further: bool
+    dw_bias: bool
+    mid_weight: bool
+    mid_bias: bool
+    pw_weight: bool
+    pw_bias: bool
+
+
+class Found(NamedTuple):
+    """The gradients; some that are not wanted may have come along with others."""
+
+    further: tuple[Any, ...] | None
+    dw_bias: Tensor | None
+    mid_weight: Tensor | None
+    mid_bias: Tensor | None
+    pw_weight: Tensor | None
+    pw_bias: Tensor | None
+
+
+def gradients(
+    first: Callable[[bool, bool], tuple[Tensor, Tensor, Tensor]],
+    second: Callable[[_Means], tuple[Any, ...]],
+    grad: Tensor,
+    middle: Middle,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    wanted: Wanted,
+) -> Found:
+    """All gradients from that by the pointwise result.
+
+    Args:
+        first: the first pass; from whether the gradients by the pointwise weight and by the norm
+            are needed to these: by the weight, by the norm's bias, by its weight.
+        second: the second one; from the means of the gradient behind the norm and of it times the
+            normalised result, None for a norm by other statistics.
+        grad: by the pointwise result.
+        middle: the norm.
+        dw_bias: of the depthwise half.
+        pw_weight: of the pointwise half.
+        wanted: what is.
+    """
+    is_plain = middle.vectors[0] is None and middle.activation == IDENTITY
+    need_middle = not is_plain and (
+        wanted.mid_weight
+        or wanted.mid_bias
+        or wanted.dw_bias
+        or (wanted.further and middle.by_batch)
+    )
+    by_weight = by_mid_bias = by_mid_weight = None
+    if wanted.pw_weight or need_middle:
+        by_weight, by_mid_bias, by_mid_weight = first(wanted.pw_weight, need_middle)
+    by_dw_bias, further = None, None
+    if wanted.dw_bias and dw_bias is not None:
+        sums = by_mid_bias if need_middle else None
+        by_dw_bias = _by_depthwise_bias(grad, sums, dw_bias, middle, pw_weight)
+    if wanted.further:
+        means: _Means = (None, None)
+        if middle.by_batch:
+            assert by_mid_bias is not None and by_mid_weight is not None
+            count = values_per_channel(grad)
+            means = _group.means(by_mid_bias, by_mid_weight, count, middle.group)
+        further = second(means)
+    by_pw_bias = grad.sum((0, 2, 3)) if wanted.pw_bias else None
+    return Found(further, by_dw_bias, by_mid_weight, by_mid_bias, by_weight, by_pw_bias)
+
+
+def _by_depthwise_bias(
+    grad: Tensor, by_mid_bias: Tensor | None, dw_bias: Tensor, middle: Middle, pw_weight: Tensor
+) -> Tensor:
+    """The sum over all pixels of the gradient by the depthwise result.
+
+    A norm by the statistics of the batch takes the bias away again. (Where several processes share
+    a batch the sum over them is 0, and only that is of use.)
+    """
+    if middle.by_batch:
+        return torch.zeros_like(dw_bias)
+    if by_mid_bias is None:  # nothing stands between the halves
+        totals = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+        return (totals @ pw_weight.flatten(1).to(totals.dtype)).to(dw_bias.dtype)
+    _, invstd, weight, _ = middle.vectors
+    for factor in (invstd, weight):
+        by_mid_bias = by_mid_bias if factor is None else by_mid_bias * factor
+    return by_mid_bias.to(dw_bias.dtype)
