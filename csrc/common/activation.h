@@ -33,19 +33,20 @@ DLV3P_HOST_DEVICE inline float activate(Activation activation, float z) {
   }
 }
 
-// The derivative at `z`; at the corners of relu and relu6 it is 0, as in stock PyTorch.
-DLV3P_HOST_DEVICE inline float activation_slope(Activation activation, float z) {
+// The gradient at `z` from the one at its activation; at the corners of relu and relu6 and beyond
+// them it is 0, as in stock PyTorch, whatever `grad` is.
+DLV3P_HOST_DEVICE inline float activation_gradient(Activation activation, float z, float grad) {
   switch (activation) {
     case Activation::kRelu:
-      return z <= 0.0f ? 0.0f : 1.0f;
+      return z <= 0.0f ? 0.0f : grad;
     case Activation::kRelu6:
-      return z <= 0.0f || z >= 6.0f ? 0.0f : 1.0f;
+      return z <= 0.0f || z >= 6.0f ? 0.0f : grad;
     case Activation::kSilu: {
       const float sigmoid = quotient(1.0f, 1.0f + expf(-z));
-      return sigmoid * (1.0f + z * (1.0f - sigmoid));
+      return grad * (sigmoid * (1.0f + z * (1.0f - sigmoid)));
     }
     default:
-      return 1.0f;
+      return grad;
   }
 }
 

@@ -504,7 +504,8 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K + 2))
     with_activation(p.before.activation, [&](auto activation) {
 #pragma unroll
       for (int r = 0; r < kStrip; ++r) {
-        grad[r] *= activation_slope(activation.value, fmaf(x[r], scale[0], shift[0]));
+        const float z = fmaf(x[r], scale[0], shift[0]);
+        grad[r] = activation_gradient(activation.value, z, grad[r]);
       }
     });
 #pragma unroll

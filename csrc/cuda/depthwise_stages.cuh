@@ -42,7 +42,7 @@ struct AffineStage {
     unpack(raw, x);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      grad[v] *= activation_slope(activation, argument(x[v], v));
+      grad[v] = activation_gradient(activation, argument(x[v], v), grad[v]);
       sums[v] = fmaf(grad[v], x[v], sums[v]);
       sums[V + v] += grad[v];
       grad[v] *= scale[v];

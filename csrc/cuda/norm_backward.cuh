@@ -65,7 +65,7 @@ struct BackwardElements {
     residual().add(loaded.residual, z);
     with_activation(p.activation, [&](auto activation) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) grad[v] *= activation_slope(activation.value, z[v]);
+      for (int v = 0; v < V; ++v) grad[v] = activation_gradient(activation.value, z[v], grad[v]);
     });
   }
 
