@@ -20,7 +20,8 @@ from ._common import empty_in_format_of, vector_dtype
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
+from ._pointwise import pointwise_input_gradient
+from ._two_passes import composed_first, fake_first, norm_arguments
 
 OP = "decoder_conv2d"
 _SOURCE = (
@@ -96,23 +97,12 @@ def _middle(ops: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ..
     """The source, and the depthwise result with all that stands behind it as a norm takes it."""
     convolution = _convolution(ops, arguments)
     raw = ops.depthwise_conv2d_fused(*convolution, None, None, IDENTITY, False)[0]
-    mean, invstd, weight, bias, activation = arguments[_DEPTHWISE_END:_MIDDLE_END]
-    if mean is None:
-        mean = raw.new_zeros(raw.size(1), dtype=vector_dtype(raw))
-        invstd = torch.ones_like(mean)
-    return convolution[0], (raw, mean, invstd, weight, bias, None, activation)
+    return convolution[0], norm_arguments(raw, *arguments[_DEPTHWISE_END:_MIDDLE_END])
 
 
 def _backward_reduce(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def]
-    pw_weight, need_weight, need_middle = arguments[_MIDDLE_END:]
     _, middle = _middle(ops, arguments)
-    by_weight, vector = pw_weight.new_empty(0), grad.new_empty(0, dtype=vector_dtype(grad))
-    if need_weight:
-        by_weight = pointwise_weight_gradient(grad, ops.batch_norm_apply(*middle), pw_weight)
-    if not need_middle:
-        return by_weight, vector, vector.clone()
-    grad = pointwise_input_gradient(grad, pw_weight)
-    return by_weight, *ops.batch_norm_backward_reduce(grad, *middle)
+    return composed_first(ops, grad, middle, *arguments[_MIDDLE_END:])
 
 
 def _backward_apply(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def]
@@ -215,13 +205,7 @@ def _fake_forward(*arguments):  # type: ignore[no-untyped-def]
 
 
 def _fake_reduce(_grad, *arguments):  # type: ignore[no-untyped-def]
-    pw_weight, need_weight, need_middle = arguments[_MIDDLE_END:]
-    channels = pw_weight.size(1) if need_middle else 0
-    return (
-        pw_weight.new_empty(pw_weight.shape if need_weight else 0),
-        _vector(pw_weight, channels),
-        _vector(pw_weight, channels),
-    )
+    return fake_first(*arguments[_MIDDLE_END:])
 
 
 def _fake_apply(_grad, *arguments):  # type: ignore[no-untyped-def]

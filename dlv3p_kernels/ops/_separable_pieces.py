@@ -17,7 +17,8 @@ from torch import Tensor
 from .._library import LIBRARY, for_each
 from ._common import empty_in_format_of, vector_dtype
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
+from ._pointwise import pointwise_input_gradient
+from ._two_passes import composed_first, fake_first, norm_arguments
 
 _ARGUMENTS = (
     "Tensor grad, Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding,"
@@ -56,22 +57,14 @@ def _middle(ops: Any, x, dw_weight, dw_bias, *arguments):  # type: ignore[no-unt
     raw = ops.depthwise_conv2d_fused(
         x, dw_weight, dw_bias, *convolution, None, None, IDENTITY, False
     )[0]
-    if mean is None:
-        mean = raw.new_zeros(raw.size(1), dtype=vector_dtype(raw))
-        invstd = torch.ones_like(mean)
-    return raw, mean, invstd, weight, bias, None, activation
+    return norm_arguments(raw, mean, invstd, weight, bias, activation)
 
 
 def _reduce(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
     *arguments, need_weight, need_middle = all_arguments
-    middle, pw_weight = _middle(ops, *arguments), arguments[-1]
-    by_weight, vector = pw_weight.new_empty(0), grad.new_empty(0, dtype=vector_dtype(grad))
-    if need_weight:
-        by_weight = pointwise_weight_gradient(grad, ops.batch_norm_apply(*middle), pw_weight)
-    if not need_middle:
-        return by_weight, vector, vector.clone()
-    grad = pointwise_input_gradient(grad, pw_weight)
-    return by_weight, *ops.batch_norm_backward_reduce(grad, *middle)
+    return composed_first(
+        ops, grad, _middle(ops, *arguments), arguments[-1], need_weight, need_middle
+    )
 
 
 def _apply(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
@@ -85,11 +78,8 @@ def _apply(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
     )
 
 
-def _fake_reduce(grad, *arguments):  # type: ignore[no-untyped-def]
-    pw_weight, need_weight, need_middle = arguments[-3:]
-    vector = grad.new_empty(pw_weight.size(1) if need_middle else 0, dtype=vector_dtype(grad))
-    by_weight = pw_weight.new_empty(pw_weight.shape if need_weight else 0)
-    return by_weight, vector, torch.empty_like(vector)
+def _fake_reduce(_grad, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(*arguments[-3:])
 
 
 def _fake_apply(_grad, x, dw_weight, *arguments):  # type: ignore[no-untyped-def]

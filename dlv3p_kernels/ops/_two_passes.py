@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from . import _group
+from ._common import vector_dtype
 from ._norm_operators import IDENTITY, values_per_channel
+from ._pointwise import pointwise_input_gradient, pointwise_weight_gradient
 
 _Means = tuple[Tensor | None, Tensor | None]
 
@@ -120,3 +122,49 @@ def _by_depthwise_bias(
     for factor in (invstd, weight):
         by_mid_bias = by_mid_bias if factor is None else by_mid_bias * factor
     return by_mid_bias.to(dw_bias.dtype)
+
+
+# --- the first pass of a back end that has no kernels for it --------------------------------------
+
+
+def norm_arguments(
+    raw: Tensor,
+    mean: Tensor | None,
+    invstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: int,
+) -> tuple[Any, ...]:
+    """The depthwise result and all that stands behind it, as a norm takes them."""
+    if mean is None:
+        mean = raw.new_zeros(raw.size(1), dtype=vector_dtype(raw))
+        invstd = torch.ones_like(mean)
+    return raw, mean, invstd, weight, bias, None, activation
+
+
+def composed_first(
+    ops: Any,
+    grad: Tensor,
+    norm: tuple[Any, ...],
+    pw_weight: Tensor,
+    need_weight: bool,
+    need_middle: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the pointwise weight and by bias and weight of the norm in front of it."""
+    by_weight, vector = pw_weight.new_empty(0), grad.new_empty(0, dtype=vector_dtype(grad))
+    if need_weight:
+        by_weight = pointwise_weight_gradient(grad, ops.batch_norm_apply(*norm), pw_weight)
+    if not need_middle:
+        return by_weight, vector, vector.clone()
+    grad = pointwise_input_gradient(grad, pw_weight)
+    return by_weight, *ops.batch_norm_backward_reduce(grad, *norm)
+
+
+def fake_first(
+    pw_weight: Tensor, need_weight: bool, need_middle: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the first pass gives, without values."""
+    size = pw_weight.size(1) if need_middle else 0
+    vector = pw_weight.new_empty(size, dtype=vector_dtype(pw_weight))
+    by_weight = pw_weight.new_empty(pw_weight.shape if need_weight else 0)
+    return by_weight, vector, torch.empty_like(vector)

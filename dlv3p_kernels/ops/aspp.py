@@ -13,6 +13,7 @@ from .. import _checks, dispatch, reference
 from ..fusion import Branch, Epilogue
 from . import _epilogue
 from ._aspp_branches import AsppBranches, BranchPlan
+from ._aspp_projection import project
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY, values_per_channel
 from .separable import finished
@@ -106,15 +107,9 @@ class _Arguments(NamedTuple):
 
 def _by_kernels(name: str, a: _Arguments) -> Tensor:
     ops = dispatch.operators(name)
-    raw, between, mean = _branches(name, ops, a)
+    maps, between, mean = _branches(name, ops, a)
     weight, pooled_weight = a.split_weight
-    ones = raw.new_ones(raw.size(1), 1, 1, 1)
-    # A norm, an activation and a product: a separable convolution whose depthwise half is nothing.
-    projected: Tensor = ops.separable_conv2d(
-        raw, ones, None, [1, 1], [0, 0, 0, 0], [1, 1], None, None, IDENTITY,
-        *between.vectors, between.activation, between.by_batch, between.group, weight, a.bias,
-        False,
-    )[0]  # fmt: skip
+    projected = project(ops, maps, between, weight, a.bias)
     if a.pooling is not None and pooled_weight is not None:
         pooled = F.conv2d(mean[:, :, None, None], a.pooling.weight, a.pooling.bias)
         pooled = _finished(ops, pooled, a.pooling_end)
@@ -136,8 +131,8 @@ def _measure(ops: Any, raw: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _branches(name: str, ops: Any, a: _Arguments) -> tuple[Tensor, Stage, Tensor]:
-    """Raw results of the branches side by side, what stands behind them, the mean of the map."""
+def _branches(name: str, ops: Any, a: _Arguments) -> tuple[list[Tensor], Stage, Tensor]:
+    """Raw results of the branches, what stands behind all of them, the mean of the map."""
     by_batch = a.ends[0].by_batch
     ours = [i for i, branch in enumerate(a.branches) if _is_ours(branch)]
     plans, tensors = [], []
@@ -169,7 +164,7 @@ def _branches(name: str, ops: Any, a: _Arguments) -> tuple[Tensor, Stage, Tensor
             mean_of, var_of = statistics
             end = end.measured(ops, mean_of, var_of, values_per_channel(raw))
         ends.append(end)
-    return torch.cat(maps, 1), _side_by_side(ends, [m.size(1) for m in maps]), mean
+    return maps, _side_by_side(ends, [m.size(1) for m in maps]), mean
 
 
 def _is_ours(branch: Branch) -> bool:
@@ -196,7 +191,7 @@ def _plan(x: Tensor, branch: Branch, middle: Stage) -> BranchPlan:
 
 
 def _side_by_side(ends: list[Stage], sizes: list[int]) -> Stage:
-    """One stage for maps that lie side by side; they share their activation and their kind."""
+    """One stage for maps that are read side by side; they share their activation and their kind."""
     if all(end.mean is None for end in ends):
         return ends[0]
     like = next(end.mean for end in ends if end.mean is not None)
