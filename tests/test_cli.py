@@ -205,7 +205,7 @@ def test_demo_says_when_it_falls_short(
 def test_demo_succeeds_with_the_wanted_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison = demo.StepComparison(2.0, 1.0, 0.0, 0.0)
+    comparison = demo.StepComparison(demo.StepCost(2.0, 30), demo.StepCost(1.0, 10), 0.0, 0.0)
     steps = []
     monkeypatch.setattr(demo, "compare_step", lambda config, repeats: comparison)
     monkeypatch.setattr(demo, "train", lambda config, output: steps.append(config.steps))
@@ -220,8 +220,8 @@ def test_demo_compares_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         demo, "_outcome", lambda *given: [torch.tensor(outcomes[given[-1]]), torch.ones(1)]
     )
     comparison = demo.compare_step(replace(TINY, crop=64), repeats=1)
-    assert comparison.stock > 0 and comparison.ours > 0
-    assert comparison.ratio == comparison.stock / comparison.ours
+    assert comparison.stock.seconds > 0 and comparison.ours.seconds > 0
+    assert comparison.stock.peak > comparison.ours.peak > 0
     assert (comparison.logits, comparison.gradients) == (0.25, 0.0)
 
 

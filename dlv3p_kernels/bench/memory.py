@@ -39,7 +39,12 @@ def of_step(
     def step() -> None:
         backward(forward())
 
-    return Memory(kept, _peak_on_cpu(step) if device == "cpu" else _peak_on_cuda(step))
+    return Memory(kept, peak_of(step, device))
+
+
+def peak_of(step: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes that a call has allocated at a time, as in `Memory.peak`."""
+    return _peak_on_cpu(step) if device == "cpu" else _peak_on_cuda(step)
 
 
 def _storage(t: Tensor) -> tuple[int, int]:

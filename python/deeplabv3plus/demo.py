@@ -31,6 +31,7 @@ from deeplabv3plus.normalisation import normalise
 from deeplabv3plus.render import Panel, save_comparison
 from deeplabv3plus.training.config import SAMPLE, TrainConfig
 from deeplabv3plus.training.trainer import Trainer
+from dlv3p_kernels.bench.memory import peak_of
 from dlv3p_kernels.dispatch import BackendName
 
 WANTED_MIOU = 0.45
@@ -42,22 +43,36 @@ REPEATS = 7
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """Median seconds of a training step, and the most bytes that it has allocated at a time."""
+
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
 class StepComparison:
-    """One training step with stock layers and with ours: median seconds, and the differences.
+    """One training step with stock layers and with ours: what it costs, and the differences.
 
     `logits` and `gradients` are the largest absolute differences, each relative to the largest
     absolute value of its kind; on a CPU in float64, elsewhere in float32.
     """
 
-    stock: float
-    ours: float
+    stock: StepCost
+    ours: StepCost
     logits: float
     gradients: float
 
-    @property
-    def ratio(self) -> float:
-        """Return how many times faster our step is."""
-        return self.stock / self.ours
+    def __str__(self) -> str:
+        stock, ours = self.stock, self.ours
+        return (
+            f"stock {1000 * stock.seconds:.0f} ms, ours {1000 * ours.seconds:.0f} ms, "
+            f"{stock.seconds / ours.seconds:.2f} times as fast\n"
+            f"peak memory: stock {stock.peak / 1e6:.0f} MB, ours {ours.peak / 1e6:.0f} MB, "
+            f"{ours.peak / stock.peak:.2f} times as much\n"
+            f"largest difference: logits {self.logits:.1e} of the largest logit, "
+            f"gradients {self.gradients:.1e} of the largest gradient"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,14 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_environment(), flush=True)
     comparison = compare_step(SAMPLE, REPEATS)
     print(
-        f"one training step, batch {SAMPLE.batch_size}, crop {SAMPLE.crop}: "
-        f"stock {1000 * comparison.stock:.0f} ms, ours {1000 * comparison.ours:.0f} ms, "
-        f"{comparison.ratio:.2f} times as fast\n"
-        f"largest difference: logits {comparison.logits:.1e} of the largest logit, "
-        f"gradients {comparison.gradients:.1e} of the largest gradient",
+        f"one training step, batch {SAMPLE.batch_size}, crop {SAMPLE.crop}: {comparison}",
         flush=True,
     )
-    config = replace(SAMPLE, steps=args.steps or _steps_that_fit(comparison.ours))
+    config = replace(SAMPLE, steps=args.steps or _steps_that_fit(comparison.ours.seconds))
     trainer = train(config, Path(args.output))
     reached = show_predictions(trainer)
     print(f"held-out mean IoU {reached:.3f} (wanted: at least {WANTED_MIOU})")
@@ -86,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare_step(config: TrainConfig, repeats: int) -> StepComparison:
-    """Time one training step in turn with stock layers and with ours, on one batch."""
+    """Measure one training step in turn with stock layers and with ours, on one batch."""
     trainer = _trainer(config, Path(os.devnull))
     images, masks = next(iter(training_batches(trainer.data, config.batch_size, 0, 1)))
     seconds: dict[BackendName, list[float]] = {"reference": [], "auto": []}
@@ -100,8 +111,12 @@ def compare_step(config: TrainConfig, repeats: int) -> StepComparison:
     differences = [
         float((a - b).abs().max() / a.abs().max()) for a, b in zip(stock, ours, strict=True)
     ]
-    medians = [statistics.median(times) for times in seconds.values()]
-    return StepComparison(*medians, *differences)
+    costs = []
+    for backend, times in seconds.items():
+        with dk.backend(backend):
+            peak = peak_of(lambda: trainer.backward(images, masks), trainer.device.type)
+        costs.append(StepCost(statistics.median(times), peak))
+    return StepComparison(*costs, *differences)
 
 
 def train(config: TrainConfig, output: Path) -> Trainer:
