@@ -101,6 +101,12 @@ void through_pointwise(const SeparableBackward& b, const Piece& piece, const Ten
                     matrix_view(to, first_row * width * channels, pixels, channels, channels, 1));
 }
 
+// A row of a map that lies pixel by pixel, counted through all images.
+const void* row_of(const SeparableBackward& b, const Tensor& map, int64_t row) {
+  const int64_t bytes = b.axes.columns.out * b.source.channels * b.source.element_size;
+  return static_cast<const char*>(map.const_data_ptr()) + row * bytes;
+}
+
 PieceList pieces_of(const SeparableBackward& b, bool across_images) {
   const int64_t row_bytes = b.axes.columns.out * b.source.channels * b.source.element_size;
   return PieceList(b.source.images, b.axes.rows.out, row_bytes, across_images);
@@ -136,7 +142,7 @@ MapGradient wanted_of(const Tensor& map, bool needed, bool affine) {
 }
 
 PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool need_weight,
-                                             bool need_middle) {
+                                             bool need_middle, bool keep) {
   const PieceList list = pieces_of(b, true);
   const int64_t most_pixels = list.most_rows() * b.axes.columns.out;
   const int64_t channels = b.source.channels;
@@ -144,7 +150,9 @@ PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool ne
   Middle middle(b, list.images_together(), most_pixels);
   const bool activate = need_weight && !b.middle.is_identity();
   const Tensor activated = pixels_of(b.source, activate ? most_pixels : 0, b.grad);
-  const Tensor grads = pixels_of(b.source, need_middle ? most_pixels : 0, b.grad);
+  const int64_t all_pixels = b.source.images * b.axes.rows.out * b.axes.columns.out;
+  const int64_t grad_pixels = keep ? all_pixels : most_pixels;
+  const Tensor grads = pixels_of(b.source, need_middle ? grad_pixels : 0, b.grad);
   const Tensor product = torch::stable::empty({b.mixing.size(0) * channels}, b.grad.scalar_type());
   Total by_weight(type);
   Pieces sums(channels);
@@ -166,8 +174,9 @@ PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool ne
       by_weight.add(product);
     }
     if (need_middle) {
-      through_pointwise(b, piece, grads, 0);
-      pass.block.grad_output = grads.const_data_ptr();
+      const int64_t row = keep ? piece.image * b.axes.rows.out + piece.row : 0;
+      through_pointwise(b, piece, grads, row);
+      pass.block.grad_output = row_of(b, grads, row);
       sums.append(pass.cut);
       sums.take_sums(pass.block);
       pass.cut.for_each_block(pass.block, kNormMostPanel, norm_code().backward_reduce[pass.kind()]);
@@ -179,7 +188,8 @@ PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool ne
                                                {b.mixing.size(0), channels, 1, 1})
                       : nothing(dtype),
           need_middle ? sums.total_first(type) : nothing(type),
-          need_middle ? sums.total_second(*invstd) : nothing(type)};
+          need_middle ? sums.total_second(*invstd) : nothing(type),
+          need_middle && keep ? grads : nothing(dtype)};
 }
 
 namespace {
@@ -321,7 +331,8 @@ class DepthwiseBackward {
 
 // Pieces of an image follow each other; the rows of gradients that the next one reads again move to
 // the front of the buffer.
-Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<Tensor>& mean_grad,
+Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<Tensor>& activated,
+                                const std::optional<Tensor>& mean_grad,
                                 const std::optional<Tensor>& mean_product, bool need_weight,
                                 std::vector<MapGradient>& wanted) {
   const PieceList list = pieces_of(b, false);
@@ -332,8 +343,8 @@ Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<
   const Tensor grads = pixels_of(b.source, (list.most_rows() + overlap) * width, b.grad);
   char* const data = static_cast<char*>(grads.mutable_data_ptr());
   const int64_t most_pixels = list.most_rows() * width;
-  const Tensor behind_middle =
-      pixels_of(b.source, b.middle.is_identity() ? 0 : most_pixels, b.grad);
+  const bool anew = !activated && !b.middle.is_identity();
+  const Tensor behind_middle = pixels_of(b.source, anew ? most_pixels : 0, b.grad);
   Middle middle(b, 1, most_pixels);
   DepthwiseBackward depthwise(b, need_weight, wanted);
   int64_t first = 0;  // the row that the buffer begins with
@@ -347,11 +358,12 @@ Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<
       through_pointwise(b, piece, grads, place);
     } else {
       // Not in place: the last vector of channels overlaps the one before.
-      through_pointwise(b, piece, behind_middle, 0);
+      if (anew) through_pointwise(b, piece, behind_middle, 0);
       middle.prepare(piece.row, piece.rows);
       NormPass pass = middle.compute(piece);
       if (mean_grad && mean_product) pass.take_sums(*mean_grad, *mean_product, 1);
-      pass.block.grad_output = behind_middle.const_data_ptr();
+      pass.block.grad_output = anew ? behind_middle.const_data_ptr()
+                                    : row_of(b, *activated, piece.image * rows.out + piece.row);
       pass.block.output = data + place * row_bytes;
       pass.cut.for_each_block(pass.block, kAnyWidth, norm_code().backward_apply[pass.kind()]);
     }

@@ -42,9 +42,12 @@ struct PointwiseGradients {
   Tensor weight;  // empty where not needed, as the others
   Tensor mid_bias;
   Tensor mid_weight;
+  Tensor activated;  // by what the pointwise half has read, pixel by pixel
 };
+// With `keep` the gradients behind the middle are a whole map, for the second pass: a map that
+// exists for its time, against the same product of matrices once more.
 PointwiseGradients separable_backward_reduce(const SeparableBackward& b, bool need_weight,
-                                             bool need_middle);
+                                             bool need_middle, bool keep);
 
 // What is wanted of one of the source's maps.
 struct MapGradient {
@@ -59,9 +62,11 @@ struct MapGradient {
 };
 MapGradient wanted_of(const Tensor& map, bool needed, bool affine);
 // Fills in `wanted`, one for each map, and returns the gradient by the depthwise weight, or an
-// empty tensor. The means are those of the gradient behind the norm and of it times the normalised
-// result; without them the norm's statistics are constants.
-Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<Tensor>& mean_grad,
+// empty tensor. `activated` is what the first pass has kept. The means are those of the gradient
+// behind the norm and of it times the normalised result; without them the norm's statistics are
+// constants.
+Tensor separable_backward_apply(const SeparableBackward& b, const std::optional<Tensor>& activated,
+                                const std::optional<Tensor>& mean_grad,
                                 const std::optional<Tensor>& mean_product, bool need_weight,
                                 std::vector<MapGradient>& wanted);
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .._library import for_each
-from ._common import empty_in_format_of
+from ._common import empty_in_format_of, like_map
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient
 from ._two_passes import (
     Middle,
     Wanted,
+    behind_norm,
     composed_first,
     fake_first,
     gradients,
@@ -41,10 +41,10 @@ _SCHEMAS = {
     ),
     # As the decoder's, see there.
     _REDUCE: (
-        f"({_BACKWARD}, bool need_weight, bool need_norm)"
-        " -> (Tensor grad_pw_weight, Tensor grad_bias, Tensor grad_weight)"
+        f"({_BACKWARD}, bool need_weight, bool need_norm, bool keep)"
+        " -> (Tensor grad_pw_weight, Tensor grad_bias, Tensor grad_weight, Tensor kept)"
     ),
-    _APPLY: f"({_BACKWARD}, Tensor? mean_grad, Tensor? mean_product) -> Tensor[]",
+    _APPLY: f"({_BACKWARD}, Tensor? kept, Tensor? mean_grad, Tensor? mean_product) -> Tensor[]",
 }
 # Positions among the inputs of the operator.
 _MAPS, _WEIGHT, _BIAS, _PW_WEIGHT, _PW_BIAS = 0, 3, 4, 8, 9
@@ -80,20 +80,18 @@ def _forward(ops: Any, maps, *arguments):  # type: ignore[no-untyped-def]
 
 
 def _reduce(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, need_weight, need_norm = arguments
+    *norm, pw_weight, need_weight, need_norm, keep = arguments
     given = norm_arguments(torch.cat(maps, 1), *norm)
-    return composed_first(ops, grad, given, pw_weight, need_weight, need_norm)
+    return composed_first(ops, grad, given, pw_weight, need_weight, need_norm, keep)
 
 
 def _apply(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, mean_grad, mean_product = arguments
+    *norm, pw_weight, kept, mean_grad, mean_product = arguments
     given = norm_arguments(torch.cat(maps, 1), *norm)
-    grad = pointwise_input_gradient(grad, pw_weight)
+    grad = behind_norm(grad, pw_weight, kept)
     grad, _ = ops.batch_norm_backward_apply(grad, *given, mean_grad, mean_product, 1, False)
     parts = grad.split([t.size(1) for t in maps], 1)
-    return [
-        empty_in_format_of(t, tuple(t.shape)).copy_(g) for t, g in zip(maps, parts, strict=True)
-    ]
+    return [like_map(t, part) for t, part in zip(maps, parts, strict=True)]
 
 
 # --- fake tensors ---------------------------------------------------------------------------------
@@ -108,8 +106,8 @@ def _fake_forward(maps, *arguments):  # type: ignore[no-untyped-def]
     return _fake_fused(maps, None, None, None, *arguments[-2:])
 
 
-def _fake_reduce(_grad, _maps, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(*arguments[-3:])
+def _fake_reduce(grad, _maps, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(grad, *arguments[-4:])
 
 
 def _fake_apply(_grad, maps, *_arguments):  # type: ignore[no-untyped-def]
@@ -141,7 +139,9 @@ def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
     )
     found = gradients(
         lambda *needs: ops.aspp_projection_backward_reduce(*arguments, *needs),
-        lambda means: tuple(ops.aspp_projection_backward_apply(*arguments, *means)),
+        lambda *kept_and_means: tuple(
+            ops.aspp_projection_backward_apply(*arguments, *kept_and_means)
+        ),
         grad, Middle(tuple(vectors), activation, by_batch, group), None, pw_weight, wanted,
     )  # fmt: skip
     grads: list[Any] = [None] * len(need)
@@ -161,7 +161,7 @@ def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
 
 # --- registration ---------------------------------------------------------------------------------
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, tuple[Any, Any]] = {
     _FUSED: (_fused, _fake_fused),
     OP: (_forward, _fake_forward),
     _REDUCE: (_reduce, _fake_reduce),

@@ -52,3 +52,8 @@ def empty_in_format_of(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty(shape).to(
         memory_format=torch.channels_last if nhwc else torch.contiguous_format
     )
+
+
+def like_map(like: Tensor, values: Tensor) -> Tensor:
+    """A new tensor with these values, in the memory format of `like`."""
+    return empty_in_format_of(like, tuple(like.shape)).copy_(values)

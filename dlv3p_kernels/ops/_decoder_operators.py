@@ -16,12 +16,11 @@ from torch import Tensor
 from .. import reference
 from .._library import for_each
 from . import _decoder_gradients
-from ._common import empty_in_format_of, vector_dtype
+from ._common import empty_in_format_of, like_map, vector_dtype
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient
-from ._two_passes import composed_first, fake_first, norm_arguments
+from ._two_passes import behind_norm, composed_first, fake_first, norm_arguments
 
 OP = "decoder_conv2d"
 _SOURCE = (
@@ -48,13 +47,13 @@ _SCHEMAS = {
     # that has to be known before anything goes further back through that norm.
     "decoder_conv2d_backward_reduce": (
         f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, bool need_weight,"
-        " bool need_middle) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
-        " Tensor grad_mid_weight)"
+        " bool need_middle, bool keep) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
+        " Tensor grad_mid_weight, Tensor kept)"
     ),
     # The means are those of the gradient behind the norm, and of it times the normalised result;
     # without them the norm's statistics are constants.
     "decoder_conv2d_backward_apply": (
-        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? mean_grad,"
+        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? kept, Tensor? mean_grad,"
         " Tensor? mean_product, bool need_input, bool need_low_level, bool need_weight)"
         " -> (Tensor grad_input, Tensor grad_low_level, Tensor grad_dw_weight,"
         " Tensor grad_low_scale, Tensor grad_low_shift)"
@@ -108,9 +107,9 @@ def _backward_reduce(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def
 def _backward_apply(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def]
     (x, low_level, align_corners, encoder_first, *low_affine, dw_weight, _, padding,
      dilation) = arguments[:_DEPTHWISE_END]  # fmt: skip
-    pw_weight, *means, need_input, need_low_level, need_weight = arguments[_MIDDLE_END:]
+    pw_weight, kept, *means, need_input, need_low_level, need_weight = arguments[_MIDDLE_END:]
     source, middle = _middle(ops, arguments)
-    grad = pointwise_input_gradient(grad, pw_weight)
+    grad = behind_norm(grad, pw_weight, kept)
     grad, _ = ops.batch_norm_backward_apply(grad, *middle, *means, 1, False)
     del middle
     need_source = need_input or need_low_level
@@ -138,8 +137,8 @@ def _backward_apply(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def]
 def _to_encoder(grad: Tensor, x: Tensor, align_corners: bool) -> Tensor:
     """The gradient by the encoder output from that by the resized one."""
     if x.shape[2:] == grad.shape[2:]:
-        return _like(x, grad)
-    return _like(
+        return like_map(x, grad)
+    return like_map(
         x,
         torch.ops.aten.upsample_bilinear2d_backward(
             grad.contiguous(memory_format=_format(grad)), list(grad.shape[2:]), list(x.shape),
@@ -154,10 +153,10 @@ def _to_low_level(
     """Gradients by the low-level map, and by scale and shift of what stands behind it."""
     vector = grad.new_empty(0, dtype=vector_dtype(grad))
     if scale is None and code == IDENTITY:
-        return _like(low_level, grad), vector, vector.clone()
+        return like_map(low_level, grad), vector, vector.clone()
     zero = low_level.new_zeros(low_level.size(1), dtype=vector_dtype(low_level))
     norm = (low_level, zero, torch.ones_like(zero), scale, shift, None, code)
-    grad = _like(low_level, grad)
+    grad = like_map(low_level, grad)
     by_shift, by_scale = ops.batch_norm_backward_reduce(grad, *norm)
     by_low_level, _ = ops.batch_norm_backward_apply(grad, *norm, None, None, 1, False)
     if scale is None:
@@ -168,11 +167,6 @@ def _to_low_level(
 def _format(t: Tensor) -> torch.memory_format:
     nhwc = t.stride(1) == 1 and not t.is_contiguous()
     return torch.channels_last if nhwc else torch.contiguous_format
-
-
-def _like(map: Tensor, grad: Tensor) -> Tensor:
-    """A new tensor in the memory format of `map`."""
-    return empty_in_format_of(map, tuple(map.shape)).copy_(grad)
 
 
 # --- fake tensors ---------------------------------------------------------------------------------
@@ -204,8 +198,8 @@ def _fake_forward(*arguments):  # type: ignore[no-untyped-def]
     return _fake_results(arguments, arguments[_MIDDLE_END + 2], arguments[-1])
 
 
-def _fake_reduce(_grad, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(*arguments[_MIDDLE_END:])
+def _fake_reduce(grad, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(grad, *arguments[_MIDDLE_END:])
 
 
 def _fake_apply(_grad, *arguments):  # type: ignore[no-untyped-def]

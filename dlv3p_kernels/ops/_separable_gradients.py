@@ -100,8 +100,8 @@ def _by_pieces(
     further = need_input or need[DW_WEIGHT]
     found = _two_passes.gradients(
         lambda *needs: ops.separable_conv2d_backward_reduce(*arguments, *needs),
-        lambda means: ops.separable_conv2d_backward_apply(
-            *arguments, *means, need_input, need[DW_WEIGHT]
+        lambda *kept_and_means: ops.separable_conv2d_backward_apply(
+            *arguments, *kept_and_means, need_input, need[DW_WEIGHT]
         ),
         grad,
         _two_passes.Middle(h.middle, h.mid_activation, h.mid_by_batch, h.group),

@@ -17,8 +17,7 @@ from torch import Tensor
 from .._library import LIBRARY, for_each
 from ._common import empty_in_format_of, vector_dtype
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient
-from ._two_passes import composed_first, fake_first, norm_arguments
+from ._two_passes import behind_norm, composed_first, fake_first, norm_arguments
 
 _ARGUMENTS = (
     "Tensor grad, Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding,"
@@ -30,11 +29,11 @@ _REDUCE = "separable_conv2d_backward_reduce"
 _APPLY = "separable_conv2d_backward_apply"
 _SCHEMAS = {
     _REDUCE: (
-        f"({_ARGUMENTS}, bool need_weight, bool need_middle)"
-        " -> (Tensor grad_pw_weight, Tensor grad_mid_bias, Tensor grad_mid_weight)"
+        f"({_ARGUMENTS}, bool need_weight, bool need_middle, bool keep)"
+        " -> (Tensor grad_pw_weight, Tensor grad_mid_bias, Tensor grad_mid_weight, Tensor kept)"
     ),
     _APPLY: (
-        f"({_ARGUMENTS}, Tensor? mean_grad, Tensor? mean_product, bool need_input,"
+        f"({_ARGUMENTS}, Tensor? kept, Tensor? mean_grad, Tensor? mean_product, bool need_input,"
         " bool need_weight) -> (Tensor grad_input, Tensor grad_dw_weight, Tensor grad_in_scale,"
         " Tensor grad_in_shift)"
     ),
@@ -61,25 +60,25 @@ def _middle(ops: Any, x, dw_weight, dw_bias, *arguments):  # type: ignore[no-unt
 
 
 def _reduce(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
-    *arguments, need_weight, need_middle = all_arguments
+    *arguments, need_weight, need_middle, keep = all_arguments
     return composed_first(
-        ops, grad, _middle(ops, *arguments), arguments[-1], need_weight, need_middle
+        ops, grad, _middle(ops, *arguments), arguments[-1], need_weight, need_middle, keep
     )
 
 
 def _apply(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
-    *arguments, mean_grad, mean_product, need_input, need_weight = all_arguments
+    *arguments, kept, mean_grad, mean_product, need_input, need_weight = all_arguments
     x, dw_weight, _, *convolution = arguments[:9]
     middle = _middle(ops, *arguments)
-    grad = pointwise_input_gradient(grad, arguments[-1])
+    grad = behind_norm(grad, arguments[-1], kept)
     grad, _ = ops.batch_norm_backward_apply(grad, *middle, mean_grad, mean_product, 1, False)
     return ops.depthwise_conv2d_fused_backward(
         grad, x, dw_weight, *convolution, need_input, need_weight
     )
 
 
-def _fake_reduce(_grad, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(*arguments[-3:])
+def _fake_reduce(grad, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(grad, *arguments[-4:])
 
 
 def _fake_apply(_grad, x, dw_weight, *arguments):  # type: ignore[no-untyped-def]

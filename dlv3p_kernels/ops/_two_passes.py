@@ -1,7 +1,8 @@
 """The way back through the halves of a separable convolution in two passes over its pieces.
 
 The first pass gathers the sums that the way back through the norm between the halves needs, the
-second goes that way. Each computes the depthwise result anew; no map of its size exists.
+second goes that way. Each computes the depthwise result anew. The gradient by what the pointwise
+half has read, a product of matrices, is kept between them where both need it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Found(NamedTuple):
 
 
 def gradients(
-    first: Callable[[bool, bool], tuple[Tensor, Tensor, Tensor]],
-    second: Callable[[_Means], tuple[Any, ...]],
+    first: Callable[[bool, bool, bool], tuple[Tensor, Tensor, Tensor, Tensor]],
+    second: Callable[[Tensor | None, Tensor | None, Tensor | None], tuple[Any, ...]],
     grad: Tensor,
     middle: Middle,
     dw_bias: Tensor | None,
@@ -71,9 +72,10 @@ def gradients(
 
     Args:
         first: the first pass; from whether the gradients by the pointwise weight and by the norm
-            are needed to these: by the weight, by the norm's bias, by its weight.
-        second: the second one; from the means of the gradient behind the norm and of it times the
-            normalised result, None for a norm by other statistics.
+            are needed, and whether what leads to the latter is to be kept, to these: by the weight,
+            by the norm's bias, by its weight, and what was kept.
+        second: the second one; from what was kept, or None, and the means of the gradient behind
+            the norm and of it times the normalised result, None for a norm by other statistics.
         grad: by the pointwise result.
         middle: the norm.
         dw_bias: of the depthwise half.
@@ -87,9 +89,10 @@ def gradients(
         or wanted.dw_bias
         or (wanted.further and middle.by_batch)
     )
-    by_weight = by_mid_bias = by_mid_weight = None
+    by_weight = by_mid_bias = by_mid_weight = kept = None
+    keep = need_middle and wanted.further
     if wanted.pw_weight or need_middle:
-        by_weight, by_mid_bias, by_mid_weight = first(wanted.pw_weight, need_middle)
+        by_weight, by_mid_bias, by_mid_weight, kept = first(wanted.pw_weight, need_middle, keep)
     by_dw_bias, further = None, None
     if wanted.dw_bias and dw_bias is not None:
         sums = by_mid_bias if need_middle else None
@@ -100,7 +103,7 @@ def gradients(
             assert by_mid_bias is not None and by_mid_weight is not None
             count = values_per_channel(grad)
             means = _group.means(by_mid_bias, by_mid_weight, count, middle.group)
-        further = second(means)
+        further = second(kept if keep else None, *means)
     by_pw_bias = grad.sum((0, 2, 3)) if wanted.pw_bias else None
     return Found(further, by_dw_bias, by_mid_weight, by_mid_bias, by_weight, by_pw_bias)
 
@@ -124,7 +127,7 @@ def _by_depthwise_bias(
     return by_mid_bias.to(dw_bias.dtype)
 
 
-# --- the first pass of a back end that has no kernels for it --------------------------------------
+# --- the passes of a back end that has no kernels for them ----------------------------------------
 
 
 def norm_arguments(
@@ -149,22 +152,38 @@ def composed_first(
     pw_weight: Tensor,
     need_weight: bool,
     need_middle: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by the pointwise weight and by bias and weight of the norm in front of it."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by the pointwise weight and by bias and weight of the norm in front of it.
+
+    The last is that by the output of the norm, pixel by pixel.
+    """
     by_weight, vector = pw_weight.new_empty(0), grad.new_empty(0, dtype=vector_dtype(grad))
     if need_weight:
         by_weight = pointwise_weight_gradient(grad, ops.batch_norm_apply(*norm), pw_weight)
+    kept = grad.new_empty(0)
     if not need_middle:
-        return by_weight, vector, vector.clone()
+        return by_weight, vector, vector.clone(), kept
     grad = pointwise_input_gradient(grad, pw_weight)
-    return by_weight, *ops.batch_norm_backward_reduce(grad, *norm)
+    if keep:
+        kept = grad.permute(0, 2, 3, 1).flatten()
+    return by_weight, *ops.batch_norm_backward_reduce(grad, *norm), kept
+
+
+def behind_norm(grad: Tensor, pw_weight: Tensor, kept: Tensor | None) -> Tensor:
+    """The gradient by the output of the norm: what the first pass has kept, as a map, or anew."""
+    if kept is None:
+        return pointwise_input_gradient(grad, pw_weight)
+    batch, _, height, width = grad.shape
+    return kept.view(batch, height, width, pw_weight.size(1)).permute(0, 3, 1, 2)
 
 
 def fake_first(
-    pw_weight: Tensor, need_weight: bool, need_middle: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, pw_weight: Tensor, need_weight: bool, need_middle: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the first pass gives, without values."""
     size = pw_weight.size(1) if need_middle else 0
     vector = pw_weight.new_empty(size, dtype=vector_dtype(pw_weight))
     by_weight = pw_weight.new_empty(pw_weight.shape if need_weight else 0)
-    return by_weight, vector, torch.empty_like(vector)
+    kept = grad.numel() // grad.size(1) * pw_weight.size(1) if need_middle and keep else 0
+    return by_weight, vector, torch.empty_like(vector), grad.new_empty(kept)

@@ -116,7 +116,7 @@ def compare_step(config: TrainConfig, repeats: int) -> StepComparison:
         with dk.backend(backend):
             peak = peak_of(lambda: trainer.backward(images, masks), trainer.device.type)
         costs.append(StepCost(statistics.median(times), peak))
-    return StepComparison(*costs, *differences)
+    return StepComparison(costs[0], costs[1], differences[0], differences[1])
 
 
 def train(config: TrainConfig, output: Path) -> Trainer:
