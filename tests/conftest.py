@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compact: repeated for every CPU instruction set")
+    config.addinivalue_line("markers", "large: too slow where kernels are interpreted or emulated")
     if config.getoption("--backend") == "emulated":
         _add_emulated()
     if config.getoption("--backend") == "triton" and backends.triton_interpreted():
@@ -65,6 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+    if config.getoption("--backend") == "emulated" or backends.triton_interpreted():
+        left_out = [item for item in items if item.get_closest_marker("large")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     if every := config.getoption("--every"):
         kept = [item for item in items if "native" in item.fixturenames][::every]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])

@@ -8,7 +8,7 @@ one of stock PyTorch, whose float64 results are the exact ones. The norms by the
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -53,6 +53,11 @@ class DecoderCase:
     end: str = "silu"
     compact: bool = False
     large: bool = False
+
+    @property
+    def takes_long(self) -> bool:
+        """Where kernels are interpreted or emulated."""
+        return self.n * sum(self.c) * self.size[0] * self.size[1] > 15_000
 
 
 C = DecoderCase
@@ -287,17 +292,16 @@ def exact(case: DecoderCase, dtype: torch.dtype, seed: int = 0) -> dict[str, Ten
     return results(case, partial(stock, stored=stored), given)
 
 
-def stock_error(case: DecoderCase, dtype: torch.dtype, name: str) -> float:
-    """The largest error of stock PyTorch, and of float64 where it stores maps in `dtype`.
+def stock_errors(case: DecoderCase, dtype: torch.dtype, name: str) -> Iterator[float]:
+    """Errors of stock PyTorch, and of float64 where it stores maps in `dtype`.
 
     On small maps one run says little about how far rounding goes: a norm takes away most of what
     comes from the scale and shift of the one before, and what is left may be right by luck.
     """
     value = exact(case, dtype)[name].numpy()
-    runs = [stock_results(case, dtype)]
-    if not case.large:
-        runs += [exact(case, dtype, seed) for seed in (1, 2, 3)]
-    return max(error(run[name], value) for run in runs)
+    yield error(stock_results(case, dtype)[name], value)
+    for seed in () if case.large else range(1, 9):
+        yield error(exact(case, dtype, seed)[name], value)
 
 
 @cache
@@ -328,11 +332,15 @@ def magnitudes(case: DecoderCase, dtype: torch.dtype) -> dict[str, float]:
         spread = x.square().mean(pixels, keepdim=True).sqrt()
         found[f"grad_{place}_bias"] = grads[place].sum(pixels)
         found[f"grad_{place}_weight"] = (grads[place] * x / spread).sum(pixels)
-        found[f"{place}_mean"] = x.mean(pixels)
+        # Sums may run around any of the values, which is taken away and added.
+        found[f"{place}_mean"] = x.mean(pixels) + 2 * x.amax(pixels)
         found[f"{place}_var"] = x.square().mean(pixels)
-    # A gradient by a map has as many terms as the kernel has taps.
+    # A gradient by a map has as many terms as the kernel has taps, and each comes from a sum, that
+    # over the channels of the pointwise result, through what stands in the middle.
+    mixed = torch.einsum("nohw,oc->nchw", grads["pointwise"], given["pw_weight"][..., 0, 0].abs())
+    mixed = mixed.detach() * grads["depthwise"].max() / grads["middle"].max()
     taps = F.conv_transpose2d(
-        grads["depthwise"], given["dw_weight"].detach().abs(), dilation=case.dilation,
+        grads["depthwise"] + mixed, given["dw_weight"].detach().abs(), dilation=case.dilation,
         groups=source.size(1),
     )  # fmt: skip
     for name, place in (("grad_low_level", "low"), ("grad_x", "resized")):
@@ -355,12 +363,15 @@ def assert_parity(case: DecoderCase, dtype: torch.dtype, found: dict[str, Tensor
             assert error(ours, value.numpy()) <= 2**-16 * rounding_unit(torch.float32), name
         else:
             array = value.numpy()
-            stocks = stock_error(case, dtype, name)
             got = error(ours, array)
             size = abs(array)
             size.flat[0] = max(size.flat[0], magnitudes(case, dtype).get(name, 0.0))
-            limit = allowed(stocks, floor(dtype, array, size))
-            assert got <= limit, f"{name}: error {got:.3g}, stock {stocks:.3g}, at most {limit:.3g}"
+            rounding, limit = floor(dtype, array, size), 0.0
+            for stocks in stock_errors(case, dtype, name):  # most pass by the first one
+                limit = max(limit, allowed(stocks, rounding))
+                if got <= limit:
+                    break
+            assert got <= limit, f"{name}: error {got:.3g}, at most {limit:.3g}"
 
 
 def ours(*args: object, **options: object) -> Tensor:

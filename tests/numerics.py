@@ -45,3 +45,8 @@ def assert_accurate(
     got, stocks = accuracy.error(ours, value), accuracy.error(theirs, value)
     limit = accuracy.allowed(stocks, accuracy.floor(dtype, value, magnitude))
     assert got <= limit, f"{name}: error {got:.3g}, stock {stocks:.3g}, allowed {limit:.3g}"
+
+
+def kinds(t: Tensor) -> Tensor:
+    """0 where finite, 1 where NaN, 2 where infinity, 3 where minus infinity."""
+    return (t.isnan() + 2 * t.isposinf() + 3 * t.isneginf()).cpu()

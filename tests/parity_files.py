@@ -1,6 +1,8 @@
 """The test files that hold kernels to the cases, and so are repeated for every back end."""
 
 PARITY_FILES = (
+    "test_aspp_parity.py",
+    "test_decoder_values.py",
     "test_depthwise_parity.py",
     "test_depthwise_fused.py",
     "test_depthwise_storage.py",

@@ -44,8 +44,22 @@ class Stage(NamedTuple):
         return {"batch": every, "fixed": every, "affine": every[:2]}.get(self.kind, ())
 
 
+class Staged:
+    """What a case's fields say of its stages."""
+
+    before: str
+    middle: str
+    end: str
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """What there is, by where it stands."""
+        texts = {"before": self.before, "middle": self.middle, "end": self.end}
+        return {at: Stage(*text.split()) for at, text in texts.items() if text}
+
+
 @dataclass(frozen=True)
-class SeparableCase(Geometry):
+class SeparableCase(Geometry, Staged):
     """One separable convolution; `mean` is about how far the biases move the maps from 0."""
 
     id: str
@@ -70,12 +84,6 @@ class SeparableCase(Geometry):
         """The low precisions cannot hold the values where means are far from 0."""
         wide = (torch.float32, torch.float64)
         return wide if self.mean else (*wide, torch.bfloat16, torch.float16)
-
-    @property
-    def stages(self) -> dict[str, Stage]:
-        """What there is, by where it stands."""
-        texts = {"before": self.before, "middle": self.middle, "end": self.end}
-        return {at: Stage(*text.split()) for at, text in texts.items() if text}
 
 
 def _atrous(rate: int) -> dict[str, int]:
@@ -141,7 +149,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def epilogue_of(case: SeparableCase, at: str, t: Tensors) -> BatchNorm | ChannelAffine | None:
+def epilogue_of(case: Staged, at: str, t: Tensors) -> BatchNorm | ChannelAffine | None:
     """A stage as the ops take it; running statistics are copied, as batches change them."""
     stage = case.stages.get(at)
     if stage is None:
@@ -164,7 +172,7 @@ def before_activation(x: Tensor, e: BatchNorm | ChannelAffine | None) -> Tensor:
     return x * e.scale[:, None, None] + e.shift[:, None, None]
 
 
-def _behind(x: Tensor, e: BatchNorm | ChannelAffine | None) -> Tensor:
+def behind(x: Tensor, e: BatchNorm | ChannelAffine | None) -> Tensor:
     return x if e is None else ACTIVATIONS[e.activation](before_activation(x, e)).to(x.dtype)
 
 
@@ -200,8 +208,8 @@ def stock(
     residual: Tensor | None,
 ) -> Tensor:
     """The layers one after another; padding is (left, right, top, bottom)."""
-    x = depthwise(_behind(x, prologue), dw_weight, dw_bias, stride, padding, dilation)
-    x = _behind(F.conv2d(_behind(x, dw_epilogue), pw_weight, pw_bias), pw_epilogue)
+    x = depthwise(behind(x, prologue), dw_weight, dw_bias, stride, padding, dilation)
+    x = behind(F.conv2d(behind(x, dw_epilogue), pw_weight, pw_bias), pw_epilogue)
     return x if residual is None else x + residual
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from separable_cases import (
     Function,
     SeparableCase,
     Stage,
+    Staged,
     Tensors,
     before_activation,
     call,
@@ -38,7 +39,7 @@ from separable_cases import (
     epilogue_of,
     stock,
 )
-from sized import CORNERS, Activation, Depthwise, Norm, Pointwise, Sized
+from sized import CORNERS, Activation, Depthwise, Norm, Pointwise, Sized, Steps
 from torch import Tensor
 
 from dlv3p_kernels.bench.accuracy import rounding_unit
@@ -57,25 +58,25 @@ class Inputs(NamedTuple):
 def inputs(case: SeparableCase, dtype: torch.dtype) -> Inputs:
     """Maps and weights in one dtype, vectors in float32 (float64 beside float64)."""
     wide, grad = _wide_inputs(case)
-    tensors = {name: t.to(_dtype_of(name, dtype)) for name, t in wide.items()}
+    tensors = {name: t.to(dtype_of(name, dtype)) for name, t in wide.items()}
     chain = Chain(case, tensors, np.float64)
-    chain.forward(chain.x)
+    chain.result(chain.x)
     layers = chain.layers
     for at in ("before", "middle"):
         if at in layers:
-            assert not _near_corner(layers[at], dtype).any(), f"{case.id}, {at}: move the input"
+            assert not near_corner(layers[at], dtype).any(), f"{case.id}, {at}: move the input"
     if "end" in layers:
         grad = grad.clone()
-        grad[torch.from_numpy(_near_corner(layers["end"], dtype))] = 0
+        grad[torch.from_numpy(near_corner(layers["end"], dtype))] = 0
     return Inputs(tensors, grad.to(dtype))
 
 
-def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     is_vector = name.split("_")[0] in ("before", "middle", "end")
     return torch.promote_types(dtype, torch.float32) if is_vector else dtype
 
 
-def _near_corner(layer: Norm | Activation, dtype: torch.dtype) -> np.ndarray:
+def near_corner(layer: Norm | Activation, dtype: torch.dtype) -> np.ndarray:
     """Where rounding may decide on which side of a corner a value lies."""
     z, reach = layer.z, np.zeros_like(layer.z.value)
     accumulator = torch.promote_types(dtype, torch.float32)
@@ -108,7 +109,7 @@ def _wide_inputs(case: SeparableCase) -> tuple[Tensors, Tensor]:
     for at, stage in case.stages.items():
         channels = case.out if at == "end" else case.c
         for name in stage.vectors:
-            tensors[f"{at}_{name}"] = _vector(name, stage, normal(channels))
+            tensors[f"{at}_{name}"] = vector_of(name, stage, normal(channels))
     shape = (case.n, case.out, *case.output_size)
     if case.residual:
         tensors["residual"] = normal(*shape)
@@ -116,7 +117,7 @@ def _wide_inputs(case: SeparableCase) -> tuple[Tensors, Tensor]:
     return tensors, normal(*shape)
 
 
-def _vector(name: str, stage: Stage, normal: Tensor) -> Tensor:
+def vector_of(name: str, stage: Stage, normal: Tensor) -> Tensor:
     if name == "running_var":
         return 0.5 + normal.abs()
     if name == "running_mean":
@@ -186,7 +187,19 @@ def results(
         device: where the tensors lie.
         view: stores a map in another way.
     """
-    given, grad = inputs(case, dtype)
+    run = partial(call, case, function)
+    return outcomes(inputs(case, dtype), run, layout, other_layout, device, view)
+
+
+def outcomes(
+    given: Inputs,
+    run: Callable[[Tensors], Tensor],
+    layout: Format = NCHW,
+    other_layout: Format | None = None,
+    device: str = "cpu",
+    view: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Tensors:
+    """The same of any function of named tensors."""
 
     def placed(name: str, t: Tensor) -> Tensor:
         if name not in ("x", "residual", "grad"):
@@ -194,13 +207,13 @@ def results(
         memory_format = layout if name == "x" else other_layout or layout
         return view(t.to(device).contiguous(memory_format=memory_format)).detach()
 
-    tensors = {name: placed(name, t) for name, t in given.items()}
+    tensors = {name: placed(name, t) for name, t in given.tensors.items()}
     with torch.no_grad():
-        inference = call(case, function, tensors)
-        call(case, function, tensors | {"x": -tensors["x"]})
+        inference = run(tensors)
+        run(tensors | {"x": -tensors["x"]})
     leaves = {name: t.requires_grad_() for name, t in tensors.items() if "running" not in name}
-    output = call(case, function, tensors)
-    grads = torch.autograd.grad(output, list(leaves.values()), placed("grad", grad))
+    output = run(tensors)
+    grads = torch.autograd.grad(output, list(leaves.values()), placed("grad", given.grad))
     found = {"inference": inference, "output": output.detach()}
     found |= {f"grad_{name}": g for name, g in zip(leaves, grads, strict=True)}
     return found | {name: t for name, t in tensors.items() if "running" in name}
@@ -215,42 +228,38 @@ def stock_results(case: SeparableCase, dtype: torch.dtype) -> Tensors:
 # --- exact ----------------------------------------------------------------------------------------
 
 
-class Chain:
+class Chain(Steps):
     """The layers of a case at a higher precision."""
 
     def __init__(self, case: SeparableCase, tensors: Tensors, wide: type) -> None:
         arrays = {name: t.double().numpy().astype(wide) for name, t in tensors.items()}
         get = arrays.get
         geometry = (pair(case.stride), case.sides, pair(case.dilation), case.output_size)
-        every = {
-            "before": _layer(case, "before", arrays),
+        layers = {
+            "before": layer_of(case, "before", arrays),
             "dw": Depthwise(arrays["dw_weight"], get("dw_bias"), *geometry),
-            "middle": _layer(case, "middle", arrays),
+            "middle": layer_of(case, "middle", arrays),
             "pw": Pointwise(arrays["pw_weight"], get("pw_bias")),
-            "end": _layer(case, "end", arrays),
+            "end": layer_of(case, "end", arrays),
         }
-        self.layers = {name: layer for name, layer in every.items() if layer is not None}
+        super().__init__(layers)
         self.x = arrays["x"]
         self._residual = get("residual")
 
-    def forward(self, x: np.ndarray) -> Sized:
+    def result(self, x: np.ndarray) -> Sized:
         """The output."""
-        found = Sized.given(x)
-        for layer in self.layers.values():
-            found = layer.forward(found)
+        found = self.forward(Sized.given(x))
         return found if self._residual is None else found.plus(Sized.given(self._residual)).kept()
 
-    def backward(self, grad: np.ndarray) -> dict[str, Sized]:
-        """The gradients by name."""
+    def gradients(self, grad: np.ndarray) -> dict[str, Sized]:
+        """By name."""
         found = Sized.given(grad)
         by_name = {} if self._residual is None else {"grad_residual": found}
-        for at, layer in reversed(self.layers.items()):
-            found, own = layer.backward(found)
-            by_name |= {f"grad_{at}_{name}": g for name, g in own.items()}
-        return by_name | {"grad_x": found}
+        by_x, by_tensors = self.backward(found)
+        return by_name | {f"grad_{name}": g for name, g in by_tensors.items()} | {"grad_x": by_x}
 
 
-def _layer(case: SeparableCase, at: str, arrays: dict[str, np.ndarray]) -> Norm | Activation | None:
+def layer_of(case: Staged, at: str, arrays: dict[str, np.ndarray]) -> Norm | Activation | None:
     stage = case.stages.get(at)
     if stage is None:
         return None
@@ -272,18 +281,18 @@ def exact(case: SeparableCase, dtype: torch.dtype) -> dict[str, Sized]:
     tensors, grad = inputs(case, dtype)
     wide = np.longdouble if dtype == torch.float64 else np.float64
     chain = Chain(case, tensors, wide)
-    running = _Running(case, chain, tensors, wide)
+    running = Running(case, chain, tensors, wide)
     for sign in (1, -1, 1):
-        output = chain.forward(sign * chain.x)
+        output = chain.result(sign * chain.x)
         running.update()
     found = {"inference": output, "output": output}
-    return found | chain.backward(grad.double().numpy().astype(wide)) | running.values
+    return found | chain.gradients(grad.double().numpy().astype(wide)) | running.values
 
 
-class _Running:
+class Running:
     """The running statistics of a chain; each update rounds what it stores."""
 
-    def __init__(self, case: SeparableCase, chain: Chain, tensors: Tensors, wide: type) -> None:
+    def __init__(self, case: Staged, chain: Steps, tensors: Tensors, wide: type) -> None:
         self.values = {
             name: Sized.given(t.double().numpy().astype(wide))
             for name, t in tensors.items()
@@ -310,8 +319,13 @@ def assert_parity(case: SeparableCase, dtype: torch.dtype, got: Tensors) -> None
 
     Vectors in float32 are sums over maps that have been rounded to `dtype`.
     """
-    expected = stock_results(case, dtype)
-    values = exact(case, dtype)
+    assert_as_exact(dtype, got, stock_results(case, dtype), exact(case, dtype))
+
+
+def assert_as_exact(
+    dtype: torch.dtype, got: Tensors, expected: Tensors, values: dict[str, Sized]
+) -> None:
+    """The same of any results."""
     assert got.keys() == expected.keys() == values.keys()
     for name, theirs in expected.items():
         ours, (value, error, _) = got[name], values[name]

@@ -10,7 +10,7 @@ Source: N. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,6 +156,28 @@ class Pointwise:
         return _linear(_mix, self.weight[:, :, 0, 0].T, grad).kept(), grads
 
 
+class Dense(Depthwise):
+    """Convolution from every channel to every other; stride, padding and dilation as above."""
+
+    def _convolve(self, weight: Array, x: Array) -> Array:
+        padded = self._padded(x)
+        return sum(_mix(weight[:, :, i, j], padded[:, :, r, c]) for i, j, (r, c) in self._taps())
+
+    def _transposed(self, weight: Array, grad: Array, shape: tuple[int, ...]) -> Array:
+        padded = self._padded(np.zeros(shape, grad.dtype))
+        for i, j, (rows, columns) in self._taps():
+            padded[:, :, rows, columns] += _mix(weight[:, :, i, j].T, grad)
+        left, _, top, _ = self._padding
+        return padded[:, :, top : top + shape[2], left : left + shape[3]]
+
+    def _correlate(self, grad: Array, x: Array) -> Array:
+        padded = self._padded(x)
+        found = np.zeros_like(self.weight)
+        for i, j, (rows, columns) in self._taps():
+            found[:, :, i, j] = _outer(grad, padded[:, :, rows, columns])[:, :, 0, 0]
+        return found
+
+
 def _mix(weight: Array, x: Array) -> Array:
     n, _, h, w = x.shape
     return (weight @ x.reshape(n, x.shape[1], h * w)).reshape(n, -1, h, w)
@@ -270,6 +292,67 @@ class Activation:
     def backward(self, grad: Sized) -> tuple[Sized, Grads]:
         """Gradient by the input."""
         return grad.times(slope(self.activation, self.z)).kept(), {}
+
+
+class MapMean:
+    """Mean over the map, which is kept as a map of one pixel."""
+
+    def forward(self, x: Sized) -> Sized:
+        """The mean as it is stored."""
+        self._size = x.value.shape[2:]
+        return _map_sum(x, self._size[0] * self._size[1]).kept()
+
+    def backward(self, grad: Sized) -> tuple[Sized, Grads]:
+        """Gradient by the input."""
+        count = self._size[0] * self._size[1]
+        terms = (grad.value, grad.error + abs(grad.value), grad.stored)
+        return _repeated(Sized(*(t / count for t in terms)), self._size).kept(), {}
+
+
+class Broadcast:
+    """One pixel repeated over a map."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+
+    def forward(self, x: Sized) -> Sized:
+        """The map."""
+        return _repeated(x, self._size)
+
+    def backward(self, grad: Sized) -> tuple[Sized, Grads]:
+        """Gradient by the input."""
+        return _map_sum(grad, 1).kept(), {}
+
+
+def _map_sum(x: Sized, count: int) -> Sized:
+    """The sum over each map, divided."""
+    terms = (x.value, x.error + abs(x.value), x.stored)
+    return Sized(*(t.sum((2, 3), keepdims=True) / count for t in terms))
+
+
+def _repeated(x: Sized, size: tuple[int, int]) -> Sized:
+    return Sized(*(np.broadcast_to(t, (*t.shape[:2], *size)) for t in x))
+
+
+class Steps:
+    """Layers one after another, by name; those that are None are left out."""
+
+    def __init__(self, layers: dict[str, Any]) -> None:
+        self.layers = {name: layer for name, layer in layers.items() if layer is not None}
+
+    def forward(self, x: Sized) -> Sized:
+        """Result of the last one."""
+        for layer in self.layers.values():
+            x = layer.forward(x)
+        return x
+
+    def backward(self, grad: Sized) -> tuple[Sized, Grads]:
+        """Gradients by the input, and by what the layers have, as LAYER_NAME."""
+        found = {}
+        for at, layer in reversed(self.layers.items()):
+            grad, own = layer.backward(grad)
+            found |= {f"{at}_{name}": g for name, g in own.items()}
+        return grad, found
 
 
 # The corners of an activation, and the largest values of its first and second derivative elsewhere.

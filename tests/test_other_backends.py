@@ -19,6 +19,8 @@ TESTS = Path(__file__).resolve().parent
 # A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
 # each time in others of them. `pytest --backend NAME` alone runs everything.
 EVERY = {"triton": 5, "emulated": 1}
+# The pyramid is made of operators that other files test; each of its tests runs dozens of kernels.
+RARER = {("triton", "test_aspp_parity.py"): 13}
 # Run whole, beside the files of parity.
 MORE_FILES = {
     "triton": ("test_triton_kernels.py", "test_separable_triton.py", "test_triton_upsample.py"),
@@ -46,7 +48,8 @@ def why_not(backend: str) -> str | None:
 def test_kernels_of(backend: str, file: str) -> None:
     if reason := why_not(backend):
         pytest.skip(reason)
-    share = ["--every", str(EVERY[backend])] if file in PARITY_FILES else []
+    every = RARER.get((backend, file), EVERY[backend])
+    share = ["--every", str(every)] if file in PARITY_FILES else []
     result = run_tests(file, "--backend", backend, *share, **ENVIRONMENT[backend])
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert "skipped" not in result.stdout, result.stdout[-500:]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
+from allocations import Allocated, allocated_by, kept_by
 from separable_cases import NCHW, NHWC, SeparableCase, Tensors, call, stock
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import dlv3p_kernels as dk
 
@@ -37,37 +36,6 @@ def tensors_of(case: SeparableCase, layout: torch.memory_format, device: str) ->
     for at, stage in case.stages.items():
         made |= {f"{at}_{v}": torch.ones(OUT if at == "end" else CHANNELS) for v in stage.vectors}
     return {name: t.to(device) for name, t in made.items()}
-
-
-class Allocated(NamedTuple):
-    """Bytes beyond what was there before: at most at once, and in the largest single piece."""
-
-    peak: int
-    largest: int
-
-
-def allocated_by(function: Callable[[], object], device: str) -> Allocated:
-    """What a call allocates, its second one, when caches of plans are warm."""
-    function()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = function()
-        del kept
-        peak = torch.cuda.max_memory_allocated() - before
-        return Allocated(peak, peak)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        kept = function()
-    del kept
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    assert sizes, "the profiler has seen no memory"
-    peak = now = 0
-    for size in sizes:
-        now += size
-        peak = max(peak, now)
-    return Allocated(peak, max(sizes))
 
 
 def bytes_of(n: int, channels: int) -> int:
@@ -148,19 +116,12 @@ def test_training_keeps_the_input_and_the_raw_result(
     tensors = tensors_of(case, layout, device)
     for name, t in tensors.items():
         t.requires_grad_("running" not in name)
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return t
 
     def forward() -> Tensor:
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            return call(case, dk.separable_conv2d, tensors)
+        return call(case, dk.separable_conv2d, tensors)
 
     found = allocated_by(forward, device)
+    kept = kept_by(forward)
     output = forward()
     vectors = sum(t.nbytes for name, t in tensors.items() if name not in ("x", "residual"))
     allowed = tensors["x"].nbytes + raw * output.nbytes + 2 * vectors
@@ -175,12 +136,6 @@ def test_stock_keeps_every_map() -> None:
     tensors = tensors_of(case, NHWC, "cpu")
     tensors["x"].requires_grad_()
     tensors["pw_weight"].requires_grad_()
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        output = call(case, stock, tensors)
+    kept = kept_by(lambda: call(case, stock, tensors))
+    output = call(case, stock, tensors)
     assert sum(kept.values()) > 2 * tensors["x"].nbytes + output.nbytes

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.multiprocessing
+from aspp_layers import pyramids
 from separable_cases import SeparableCase, call
 from separable_layers import layers
 from separable_outcomes import inputs
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from training import assert_checkpoints, assert_trains_in_mixed_precision, state_of
 
 import dlv3p_kernels as dk
-from dlv3p_kernels.bench import accuracy
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
 
@@ -34,28 +32,11 @@ def images(n: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def state_of(layer: nn.Module) -> dict[str, Tensor]:
-    """Gradients, parameters and buffers."""
-    grads = {f"grad {name}": p.grad for name, p in layer.named_parameters()}
-    return grads | dict(layer.state_dict())
-
-
 @every_order
 @pytest.mark.parametrize("reentrant", (False, True), ids=("saved-tensors", "reentrant"))
 def test_activation_checkpointing(order: dict[str, object], reentrant: bool) -> None:
-    """Same bits as without; the second forward counts the batch again, as in stock PyTorch."""
-    ours, stocks = layers(**order, dtype=torch.float64)
-    plain = copy.deepcopy(ours)
-    x = images().requires_grad_()
-    found = []
-    for layer in (ours, stocks):
-        output = checkpoint(layer, x, use_reentrant=reentrant)
-        output.sin().sum().backward()
-        found.append(state_of(layer))
-    torch.testing.assert_close(*found)
-    plain(x).sin().sum().backward()
-    for name, parameter in plain.named_parameters():
-        assert torch.equal(parameter.grad, found[0][f"grad {name}"]), name
+    pair = layers(**order, dtype=torch.float64)
+    assert_checkpoints(*pair, lambda dtype: [images(dtype=dtype)], reentrant)
 
 
 @every_order
@@ -83,43 +64,8 @@ def test_a_graph_kept_may_be_derived_again() -> None:
 @every_order
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_mixed_precision_with_a_scaler(order: dict[str, object], dtype: torch.dtype) -> None:
-    """Three steps by `GradScaler`, the second of which overflows and is left out.
-
-    Parameters and running statistics are as exact as those of stock layers.
-    """
-    ours, stocks = layers(**order)
-    start = {name: t.double().clone() for name, t in ours.state_dict().items()}
-    exact = copy.deepcopy(stocks).double()
-    for layer, kind in ((ours, dtype), (stocks, dtype), (exact, None)):
-        _mixed_steps(layer, kind)
-    for name, value in exact.state_dict().items():
-        found = [layer.state_dict()[name].double() for layer in (ours, stocks)]
-        moved = (value - start[name]).numpy()  # what the steps have done, which is small
-        errors = [accuracy.error(t - start[name], moved) for t in found]
-        limit = accuracy.allowed(errors[1], accuracy.rounding_unit(dtype))
-        assert errors[0] <= limit, f"{name}: {errors[0]:.3g}, allowed {limit:.3g}"
-
-
-def _mixed_steps(layer: nn.Module, dtype: torch.dtype | None) -> None:
-    """Train; with `dtype` under autocast."""
-    mixed = dtype is not None
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", enabled=mixed, init_scale=256.0)
-    for step in range(3):
-        optimiser.zero_grad()
-        x = images(dtype=torch.float32 if mixed else torch.float64) * (1 + step)
-        with torch.autocast("cpu", dtype=dtype, enabled=mixed):
-            output = layer(x)
-        assert output.dtype == (dtype or torch.float64)
-        loss = output.to(x.dtype).square().mean()
-        if step != 1:
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-        elif mixed:
-            scaler.scale(loss * torch.inf).backward()
-            scaler.step(optimiser)
-        scaler.update()
-    assert not mixed or scaler.get_scale() == 128.0
+    pair = layers(**order)
+    assert_trains_in_mixed_precision(*pair, lambda d: [images(dtype=d)], dtype)
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -164,13 +110,14 @@ def test_two_processes_together_are_one(
         torch.testing.assert_close(got, expected, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_converted_layers_find_the_processes(halves: list[Found]) -> None:
-    ours = _seeded_layer()
+@pytest.mark.parametrize("name", ("layer", "aspp"))
+def test_converted_layers_find_the_processes(name: str, halves: list[Found]) -> None:
+    ours = _seeded_layer(name)
     ours(images(4)).sin().sum().backward()
-    parts = [half["layer"] for half in halves]
-    for name, value in state_of(ours).items():
-        got = parts[0][name] + parts[1][name] if name.startswith("grad") else parts[0][name]
-        torch.testing.assert_close(got, value, msg=lambda m, n=name: f"{n}: {m}")
+    parts = [half[name] for half in halves]
+    for key, value in state_of(ours).items():
+        got = parts[0][key] + parts[1][key] if key.startswith("grad") else parts[0][key]
+        torch.testing.assert_close(got, value, msg=lambda m, k=key: f"{k}: {m}")
 
 
 def test_one_value_per_channel_in_each_process(halves: list[Found]) -> None:
@@ -196,17 +143,19 @@ def _process(rank: int, folder: str, backend_name: str, device: str) -> None:
             value, None, None, training=True, group=torch.distributed.group.WORLD
         )
         found["single value"] = {"output": alone}
-        layer = nn.SyncBatchNorm.convert_sync_batchnorm(_seeded_layer())
-        share = images(4)[:1] if rank == 0 else images(4)[1:]
-        layer(share).sin().sum().backward()
-        found["layer"] = state_of(layer)
+        for name in ("layer", "aspp"):
+            layer = nn.SyncBatchNorm.convert_sync_batchnorm(_seeded_layer(name))
+            share = images(4)[:1] if rank == 0 else images(4)[1:]
+            layer(share).sin().sum().backward()
+            found[name] = state_of(layer)
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def _seeded_layer() -> nn.Module:
+def _seeded_layer(name: str) -> nn.Module:
     torch.manual_seed(5)
-    return layers(padding=1, dtype=torch.float64)[0]
+    made = pyramids() if name == "aspp" else layers(padding=1, dtype=torch.float64)
+    return made[0].double()
 
 
 def _steps(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from numerics import kinds
 from separable_cases import NCHW, NHWC, SeparableCase, call, stock
 from separable_outcomes import assert_parity, inputs, results
-from torch import Tensor
 from views import VIEWS, View
 
 import dlv3p_kernels as dk
@@ -42,11 +42,6 @@ SPECIAL = (
 def ops(backend_name: str) -> object:
     """The operators under test."""
     return dispatch.operators(backend_name)
-
-
-def kinds(t: Tensor) -> Tensor:
-    """0 where finite, 1 where NaN, 2 where infinity, 3 where minus infinity."""
-    return (t.isnan() + 2 * t.isposinf() + 3 * t.isneginf()).cpu()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)

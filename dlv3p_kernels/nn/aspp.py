@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..fusion import BatchNorm, Branch
 from ..ops import aspp
 from ._norm_state import batch_norm_of
-from .separable import SeparableConv2d
+from .separable import SeparableConv2d, checked_activation
 
 
 class ConvNorm(nn.Module):
@@ -69,6 +69,9 @@ class ASPP(nn.Module):
         activation: "identity", "relu", "relu6" or "silu".
         dropout: probability of dropping an element of the result in training, in [0, 1).
 
+    Raises:
+        ValueError: the activation is none of these.
+
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
     section 3.3; separable branches, Chen et al., ECCV 2018, section 3.1.
     """
@@ -86,7 +89,7 @@ class ASPP(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling_first = pooling_first
-        self.activation = activation
+        self.activation = checked_activation("ASPP", "activation", activation)
         self.image_pooling = ConvNorm(in_channels, out_channels)
         self.conv1x1 = ConvNorm(in_channels, out_channels)
         self.atrous = nn.ModuleList(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops._decoder_layers import DecoderLayers, decoder_logits
 from .aspp import ConvNorm
-from .separable import SeparableConv2d
+from .separable import SeparableConv2d, checked_activation
 
 
 class Decoder(nn.Module):
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         self.encoder_first = encoder_first
-        self.activation = activation
+        self.activation = checked_activation("Decoder", "activation", activation)
         self.convs = convs
         self.low_level_projection = ConvNorm(
             low_level_in_channels, low_level_channels, eps=eps, momentum=momentum,

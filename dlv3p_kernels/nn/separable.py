@@ -133,10 +133,13 @@ class SeparableConv2d(nn.Module):
 
 
 def _checked(name: str, activation: str) -> str:
+    return checked_activation("SeparableConv2d", name, activation)
+
+
+def checked_activation(layer: str, name: str, activation: str) -> str:
+    """The activation, or a ValueError that says what a layer takes."""
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"SeparableConv2d: {name} must be one of {tuple(ACTIVATIONS)}, got {activation!r}"
-        )
+        raise ValueError(f"{layer}: {name} must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
     return activation
 
 

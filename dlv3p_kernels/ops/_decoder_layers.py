@@ -45,6 +45,12 @@ class DecoderLayers(NamedTuple):
 
 def decoder_logits(x: Tensor, low_level: Tensor, layers: DecoderLayers) -> Tensor:
     """Logits (N, classes, H, W) of the encoder output and low-level features (N, C, H, W)."""
+    _checks.tensor(OP, "x", x, 4)
+    wanted = layers.projection.weight.size(1)
+    if _checks.tensor(OP, "low_level", low_level, 4).size(1) != wanted:
+        raise ValueError(
+            f"{OP}: low_level must have {wanted} channels, got shape {tuple(low_level.shape)}"
+        )
     unfit = "an input is empty" if x.numel() == 0 or low_level.numel() == 0 else None
     name = dispatch.choose(dispatch.Call(OP, x, unfit, dispatch.no_gpu_record(x)))
     pointwise = F.conv2d if name == dispatch.REFERENCE else pointwise_layer

@@ -1,0 +1,189 @@
+"""torch.compile, torch.export, autocast, `GradScaler` and checkpointing of the layers that are more
+than one convolution: the pyramid, the decoder, the loss on resized logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from aspp_layers import pyramids
+from decoder_layers import decoders, maps
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from training import assert_checkpoints, assert_trains_in_mixed_precision
+
+import dlv3p_kernels as dk
+from dlv3p_kernels.bench import accuracy
+
+pytestmark = pytest.mark.usefixtures("native", "one_thread")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+class Head(nn.Module):
+    """A layer, and the loss of its resized logits by ours or by stock functions."""
+
+    def __init__(self, layer: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.loss = layer, loss
+
+    def forward(self, x: Tensor, low_level: Tensor, target: Tensor) -> Tensor:
+        """The mean loss."""
+        return self.loss(self.layer(x, low_level), target)
+
+
+def stock_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The two steps of stock PyTorch."""
+    z = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(z, target, ignore_index=255)
+
+
+def heads() -> tuple[Head, Head]:
+    """A decoder of 4 classes with its loss."""
+    ours, stocks = decoders(activation="silu")
+    return Head(ours, dk.nn.UpsampleCrossEntropyLoss(ignore_index=255)), Head(stocks, stock_loss)
+
+
+def one_map(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (6, 7)) -> list[Tensor]:
+    """Of the pyramid."""
+    return maps(source=size, n=3, channels=(6, 1), dtype=dtype)[:1]
+
+
+def two_maps(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (9, 11)) -> list[Tensor]:
+    """Of the decoder."""
+    return maps(size=size, n=3, dtype=dtype)
+
+
+def with_target(
+    dtype: torch.dtype = torch.float32, size: tuple[int, int] = (9, 11)
+) -> list[Tensor]:
+    """Of the decoder and its loss."""
+    target = torch.randint(4, (3, 30, 41), generator=torch.Generator().manual_seed(2))
+    target[:, :3] = 255
+    return [*two_maps(dtype, size), target]
+
+
+class Family(NamedTuple):
+    """Layers of ours and of stock PyTorch, their inputs, the operator that has to be in graphs of
+    training and of inference."""
+
+    layers: Callable[[], tuple[nn.Module, nn.Module]]
+    inputs: Callable[..., Sequence[Tensor]]
+    operators: tuple[str, str]
+
+
+FAMILIES = {
+    "aspp": Family(
+        lambda: pyramids(activation="silu"), one_map, ("separable_conv2d", "separable_conv2d_fused")
+    ),
+    "aspp-dense": Family(
+        lambda: pyramids(activation="silu", separable=False, pooling_first=True), one_map,
+        ("batch_norm", "batch_norm_apply"),
+    ),
+    "decoder": Family(
+        lambda: decoders(activation="silu", align_corners=True), two_maps,
+        ("decoder_conv2d", "decoder_conv2d_fused"),
+    ),
+    "loss": Family(heads, with_target, ("upsample_cross_entropy",) * 2),
+}  # fmt: skip
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+MODES = pytest.mark.parametrize("training", (True, False), ids=("training", "evaluation"))
+
+
+def outcome(layer: nn.Module, call: object, given: Sequence[Tensor]) -> list[Tensor]:
+    """Output, gradients and buffers after one step."""
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in given]
+    output = call(*leaves)
+    wanted = [t for t in leaves if t.requires_grad]
+    grads = torch.autograd.grad(output.square().sum(), (*wanted, *layer.parameters()))
+    return [output, *grads, *(b.clone() for b in layer.buffers())]
+
+
+@MODES
+@every_family
+def test_compile(family: Family, training: bool) -> None:
+    plain = family.layers()[0].train(training)
+    compiled = copy.deepcopy(plain)
+    graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    given = family.inputs()
+    for got, want in zip(
+        outcome(compiled, graph, given), outcome(plain, plain, given), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+        assert got.stride() == want.stride()
+
+
+@every_family
+def test_compile_with_dynamic_sizes(family: Family) -> None:
+    """What is compiled for the first size serves every other, forward and backward."""
+    counter = CompileCounterWithBackend("aot_eager")
+    plain = family.layers()[0]
+    compiled = copy.deepcopy(plain)
+    graph = torch.compile(compiled, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((9, 11), (12, 14), (7, 13)):
+        given = family.inputs(size=size)
+        for got, want in zip(
+            outcome(compiled, graph, given), outcome(plain, plain, given), strict=True
+        ):
+            torch.testing.assert_close(got, want)
+    assert counter.frame_count == 1
+    assert f"dlv3p.{family.operators[0]}" in counter.graphs[-1].code
+
+
+@MODES
+@every_family
+def test_export(family: Family, training: bool) -> None:
+    layer = family.layers()[0].train(training).requires_grad_(training)
+    given = tuple(family.inputs())
+    auto = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    sizes = tuple(auto if t.is_floating_point() else None for t in given)
+    program = torch.export.export(layer, given, dynamic_shapes=(*sizes,))
+    targets = " ".join(str(node.target) for node in program.graph.nodes)
+    assert f"dlv3p.{family.operators[not training]}" in targets
+    for size in ((9, 11), (5, 17)):
+        given = family.inputs(size=size)
+        torch.testing.assert_close(program.module()(*given), layer(*given))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@MODES
+@every_family
+def test_autocast_casts_as_stock_does(family: Family, training: bool, dtype: torch.dtype) -> None:
+    """Dtypes as in stock layers, and by the accuracy rule as exact."""
+    ours, theirs = (layer.train(training) for layer in family.layers())
+    exact = copy.deepcopy(theirs).double()
+
+    def under_autocast(layer: nn.Module) -> Callable[..., Tensor]:
+        def call(*given: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=dtype):
+                return layer(*given)
+
+        return call
+
+    found = [outcome(layer, under_autocast(layer), family.inputs()) for layer in (ours, theirs)]
+    values = outcome(exact, exact, family.inputs(torch.float64))
+    for got, want, value in zip(*found, values, strict=True):
+        assert got.dtype == want.dtype and got.shape == want.shape
+        reference = value.detach().numpy()
+        errors = [accuracy.error(t, reference) for t in (got, want)]
+        assert errors[0] <= accuracy.allowed(errors[1], accuracy.rounding_unit(dtype))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@every_family
+def test_mixed_precision_with_a_scaler(family: Family, dtype: torch.dtype) -> None:
+    assert_trains_in_mixed_precision(*family.layers(), family.inputs, dtype)
+
+
+@pytest.mark.parametrize("reentrant", (False, True), ids=("saved-tensors", "reentrant"))
+@every_family
+def test_activation_checkpointing(family: Family, reentrant: bool) -> None:
+    ours, stocks = (layer.double() for layer in family.layers())
+    assert_checkpoints(ours, stocks, family.inputs, reentrant)
