@@ -5,7 +5,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+PARALLEL ?= --numprocesses=auto --dist=worksteal
 BENCH_ARGS ?=
+BENCHMARKS ?= depthwise norm separable aspp decoder upsample
 BUDGET_ARGS ?=
 PARTS ?= parity sanitize dispatch bench layers
 
@@ -31,7 +33,7 @@ help:
 	@echo "make demo       build, train a DeepLabv3+ on the sample, pictures in demo-output/"
 	@echo "make test       build and run the test suite; PYTEST_ARGS='-k depthwise' selects"
 	@echo "make lint       ruff, clang-format, source rules, mypy"
-	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/; BENCH_ARGS=--quick"
+	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/; BENCH_ARGS=--quick, BENCHMARKS=aspp"
 	@echo "make budget     registers, memory, access widths of the GPU kernels; BUDGET_ARGS=--check compares"
 	@echo "make gpu-check  on a GPU machine, offline, with PYTHON as it is; PARTS='parity bench' selects"
 	@echo "make wheel      build and check dist/*.whl"
@@ -42,10 +44,11 @@ help:
 demo: $(VENV)/.train $(VENV)/.native
 	$(BIN)/python -m deeplabv3plus.demo --output demo-output
 
-# Tests of the kernels fail, instead of being skipped, where the libraries did not build.
+# As many processes as cores, each with one thread unless a test asks for more. Tests of the kernels
+# fail, instead of being skipped, where the libraries did not build.
 test: export DLV3P_REQUIRE_NATIVE := 1
 test: $(VENV)/.dev $(VENV)/.native-all
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -55,7 +58,10 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m mypy
 
 bench: $(VENV)/.native
-	$(BIN)/dlv3p bench --output benchmarks/results $(BENCH_ARGS)
+	for op in $(BENCHMARKS); do \
+	  $(BIN)/dlv3p bench $$op --output benchmarks/results $(BENCH_ARGS) || exit 1; \
+	done
+	$(BIN)/dlv3p bench --summary benchmarks/results/cpu
 
 budget: $(VENV)/.dev $(VENV)/.native-all
 	$(BIN)/python tools/kernel_budget.py $(BUDGET_ARGS)

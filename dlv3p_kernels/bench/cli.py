@@ -13,7 +13,7 @@ import torch
 
 from .. import dispatch
 from .._native import status
-from . import aspp, decoder, depthwise, machine, norm, report, separable, upsample
+from . import aspp, decoder, depthwise, machine, norm, report, separable, summary, upsample
 
 # By stem, in the order of the help text.
 _OPS: dict[str, Any] = {
@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.table:
         print(report.markdown(json.loads(options.table.read_text())), end="")
+        return 0
+    if options.summary:
+        print(summary.markdown(options.summary, _OPS), end="")
         return 0
     if not status().cpu.loaded:
         print(f"nothing to time: {status().cpu}", file=sys.stderr)
@@ -69,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write DIR/cpu/OP.*")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print a recorded table")
+    parser.add_argument(
+        "--summary", type=Path, metavar="DIR", help="only print a short table of DIR/OP.json"
+    )
     return parser
 
 
