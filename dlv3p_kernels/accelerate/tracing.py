@@ -208,7 +208,7 @@ def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
 def _as_proxy(tracer: Any, value: Any) -> Any:
     if not isinstance(value, nn.Module):
         return value
-    return tracer.create_proxy("get_attr", tracer.path_of_module(value), (), {})
+    return tracer.create_proxy("get_attr", tracer.path_of_module(value) or layers.ITSELF, (), {})
 
 
 def _traceable_forward(module: nn.Module) -> Forward:

@@ -103,14 +103,14 @@ def _branch(region: Region, node: object) -> tuple[Branch, fx.Node] | None:
         first = region.role(depthwise)
         if isinstance(first, Convolution) and first.kind == "depthwise":
             assert isinstance(depthwise, fx.Node)
-            if region.only_user(depthwise) is None or not _keeps_size(region.module(depthwise)):
+            if region.only_user(depthwise) is None or not _keeps_size(region, depthwise):
                 return None
             nodes += [depthwise, *middle.nodes]
             branch = Branch(nodes, path, end, region.path(depthwise), middle)
             return _with_source(branch, depthwise.args[0])
         if middle.nodes:
             return None
-    elif not _keeps_size(region.module(convolution)):
+    elif not _keeps_size(region, convolution):
         return None
     return _with_source(Branch(nodes, path, end), convolution.args[0])
 
@@ -186,14 +186,12 @@ def _is_size_of(size: object, source: fx.Node) -> bool:
     return asked
 
 
-def _keeps_size(conv: nn.Module) -> bool:
+def _keeps_size(region: Region, node: fx.Node) -> bool:
     """Whether an odd, square-rated convolution of stride 1 is padded to keep the size."""
-    assert isinstance(conv, nn.Conv2d)
-    if (
-        set(conv.stride) != {1}
-        or len(set(conv.dilation)) != 1
-        or layers.plain_class(conv) is not nn.Conv2d
-    ):
+    conv, role = region.module(node), region.role(node)
+    assert isinstance(conv, nn.Conv2d) and isinstance(role, Convolution)
+    padded_alike = role.sides is layers.own_sides
+    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or not padded_alike:
         return False
     if not all(size % 2 for size in conv.kernel_size):
         return False
