@@ -126,6 +126,8 @@ def region_plan(region: Region, inlined: list[str]) -> Plan | None:
     root = region.root
     guards = [_guard(root, path) for path in ("", *inlined, *sorted(region.covered))]
     calls = {region.path(node) for node in region.graph.nodes if region.calls_layer(node)}
+    # A call of part of a layer that was looked into is no call of its forward.
+    calls -= {"", *inlined}
     return Plan(
         tracing.arity(root),
         _compiled(region.graph),
