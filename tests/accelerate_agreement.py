@@ -12,7 +12,9 @@ say little: large models are compared over one. What five steps would add up, su
 gradient, momentum or running statistic, is looked for in float64 by the same rule, with the
 untouched model in one layout as exact and in the other as stock. An error of 1e-10 passes, as a
 single rounding to float32 would be 600 times that; larger ones only as far as rounding is amplified,
-and mistakes would be amplified alike.
+and mistakes would be amplified alike. What is left after five steps is the part of the rounding
+along the few directions that grow fastest, about normal and of a size that one run of stock only
+samples: five of its deviations pass.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Tensors = dict[str, Tensor]
 Results = dict[str, Tensors]
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 _FIVE_STEPS = 5
-_DOUBLE_FLOOR = 1e-10
+_DOUBLE_FLOOR, _DEVIATIONS = 1e-10, 5.0
 # Stock PyTorch has to be at least so exact for a comparison to say something.
 _MOST_IN_DOUBLE, _MOST_IN_FLOAT = 1e-5, 0.05
 
@@ -118,7 +120,7 @@ def _assert_same_in_double(model: nn.Module, x: Tensor, layout: torch.memory_for
         rounded=run(_rounded(model, x.dtype), _jittered(x, x.dtype), _FIVE_STEPS),
         got=run(dk.accelerate(_in(model, layout)), _in(x, layout), _FIVE_STEPS),
     )
-    _assert_rule(runs, _layers(model), _MOST_IN_DOUBLE, _DOUBLE_FLOOR)
+    _assert_rule(runs, _layers(model), _MOST_IN_DOUBLE, _DEVIATIONS, _DOUBLE_FLOOR)
 
 
 def _assert_accurate(
@@ -142,14 +144,16 @@ class _Runs(NamedTuple):
     got: Results
 
 
-def _assert_rule(runs: _Runs, layers: int, most: float, least_limit: float = 0.0) -> None:
+def _assert_rule(
+    runs: _Runs, layers: int, most: float, factor: float = 1.0, least_limit: float = 0.0
+) -> None:
     for kind, values in runs.exact.items():
         got = runs.got[kind]
         assert got.keys() == values.keys()
         least = max((float(v.norm()) for v in values.values()), default=0.0) / 10
         worst = max((_worst(s[kind], values, least) for s in runs.stock), default=0.0)
         floor = math.sqrt(layers) * _worst(runs.rounded[kind], values, least)
-        limit = max(accuracy.allowed(worst, floor), least_limit)
+        limit = max(factor * accuracy.allowed(worst, floor), least_limit)
         assert worst < most, f"{kind}: stock is off by {worst:.3g}, too much to compare with"
         for name, value in values.items():
             error = _error(got[name], value, least)
