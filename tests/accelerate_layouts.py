@@ -279,3 +279,36 @@ class BiasedPyramid(nn.Module):
         pooled = F.interpolate(pooled, (row, col), None, "bilinear", True)
         maps = [self.branch1(x), self.branch2(x), self.branch3(x), pooled]
         return self.conv_cat(torch.cat(maps, dim=1))
+
+
+class ModulePyramid(nn.Module):
+    """jfzhang95's: branches by name, the pooled one stretched to the size of another's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aspp1, self.aspp2, self.aspp3 = (_Atrous(rate) for rate in (1, 2, 3))
+        self.global_avg_pool = nn.Sequential(
+            nn.AdaptiveAvgPool2d((1, 1)), conv(8, 6), bn(6), nn.ReLU()
+        )
+        self.conv1, self.bn1, self.relu = conv(24, 8), bn(8), nn.ReLU()
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2, x3 = self.aspp1(x), self.aspp2(x), self.aspp3(x)
+        x4 = self.global_avg_pool(x)
+        x4 = F.interpolate(x4, size=x3.size()[2:], mode="bilinear", align_corners=True)
+        x = torch.cat((x1, x2, x3, x4), dim=1)
+        return self.dropout(self.relu(self.bn1(self.conv1(x))))
+
+
+class _Atrous(nn.Module):
+    def __init__(self, rate: int) -> None:
+        super().__init__()
+        if rate == 1:
+            self.atrous_conv = conv(8, 6)
+        else:
+            self.atrous_conv = conv(8, 6, 3, padding=rate, dilation=rate)
+        self.bn, self.relu = bn(6), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.atrous_conv(x)))

@@ -16,6 +16,7 @@ from accelerate_layouts import (
     DepthwiseSeparableConv2d,
     DepthwiseSeparableConvModule,
     HeadV3Plus,
+    ModulePyramid,
     SeparableASPPHead,
     XceptionBlock,
 )
@@ -34,6 +35,7 @@ CASES = {
     "VainF": (lambda: AtrousSeparableConvolution(8, 6, 2, bias=True), SEPARABLE),
     "VainF head": (HeadV3Plus, {"separable_conv2d": 1, "batch_norm_act": 1, "aspp": 1}),
     "jfzhang95": (XceptionBlock, {"separable_conv2d": 3}),
+    "jfzhang95 pyramid": (ModulePyramid, PYRAMID),
     "bubbliiiing": (BiasedPyramid, PYRAMID),
 }
 
