@@ -28,12 +28,12 @@ pytestmark = pytest.mark.usefixtures("one_thread", "native")
 SEPARABLE, PYRAMID = {"separable_conv2d": 1}, {"aspp": 1}
 CASES = {
     "mmcv": (lambda: DepthwiseSeparableConvModule(8, 6, 2), SEPARABLE),
-    "mmseg": (SeparableASPPHead, {"separable_conv2d": 5, "batch_norm_act": 3}),
+    "mmseg": (SeparableASPPHead, {"separable_conv2d": 4, "decoder_conv2d": 1, "batch_norm_act": 2}),
     "detectron2": (lambda: DepthwiseSeparableConv2d(8, 6, 5), SEPARABLE),
     "detectron2 dense": (lambda: ASPP(separable=False), PYRAMID),
-    "detectron2 head": (DeepLabHead, {"separable_conv2d": 1, "batch_norm_act": 1, "aspp": 1}),
+    "detectron2 head": (DeepLabHead, {"decoder_conv2d": 1, "aspp": 1}),
     "VainF": (lambda: AtrousSeparableConvolution(8, 6, 2, bias=True), SEPARABLE),
-    "VainF head": (HeadV3Plus, {"separable_conv2d": 1, "batch_norm_act": 1, "aspp": 1}),
+    "VainF head": (HeadV3Plus, {"decoder_conv2d": 1, "aspp": 1}),
     "jfzhang95": (XceptionBlock, {"separable_conv2d": 3}),
     "jfzhang95 pyramid": (ModulePyramid, PYRAMID),
     "bubbliiiing": (BiasedPyramid, PYRAMID),

@@ -104,6 +104,8 @@ class Region:
             if isinstance(role, Activation) and role.inplace:
                 return self.is_fresh(node.args[0])
             return role is not None and not isinstance(role, Same)
+        if node.target in CALLS:
+            return self.role(node) is not None
         if node.target in _IN_PLACE:
             return self.is_fresh(node.args[0])
         return node.op == "call_function" and node.target in (operator.add, torch.add, torch.cat)
