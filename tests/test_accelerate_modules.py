@@ -235,6 +235,22 @@ def test_quantised_models_are_left_alone() -> None:
     assert not swapped(model)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_models_prepared_for_quantisation_are_left_alone() -> None:
+    """Fake quantisation is a layer of its own class, observers are hooks."""
+    from torch.ao import quantization
+
+    model = _model()
+    model.qconfig = quantization.get_default_qat_qconfig("x86")
+    prepared = quantization.prepare_qat(model)
+    expected = copy.deepcopy(prepared)(_input())
+    dk.accelerate(prepared)
+    assert not {type(m).__name__ for m in prepared.modules()} & {"AcceleratedConv2d"}
+    run: list[str] = []
+    torch.testing.assert_close(_runs_plans(prepared, _input(), run), expected)
+    assert not run
+
+
 class _Effects(nn.Module):
     """What must not be recorded once and for all, one thing in each of its subclasses."""
 

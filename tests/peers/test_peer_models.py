@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate_agreement import assert_agree, counts
-from peer_models import build
+from peer_models import build, package
 from torch import nn
 
 import dlv3p_kernels as dk
+from dlv3p_kernels.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("native")
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
@@ -76,6 +77,23 @@ def test_agrees(
 @pytest.mark.parametrize("name", COUNTED)
 def test_counts(name: str) -> None:
     assert counts(dk.accelerate(build(name))) == COUNTED[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "smp:DeepLabV3Plus:resnet50",
+        "timm:mobilenetv2_100",
+        "torchvision:deeplabv3_mobilenet_v3_large",
+        "transformers:MobileNetV2ForSemanticSegmentation",
+    ),
+)
+def test_explained_from_a_shell(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    package(name.partition(":")[0])
+    assert main(["explain", name]) == 0
+    said = capsys.readouterr().out
+    assert "batch_norm_act (batch norm, relu" in said
+    assert "of the time" in said and "input 2x3x512x512" in said
 
 
 def test_hooks_that_collect_features_stay() -> None:
