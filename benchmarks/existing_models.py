@@ -116,7 +116,8 @@ def _row(name: str, stride: int, dtype: str, options: argparse.Namespace) -> dic
     )
     row["memory"] = {n: asdict(step.memory()) for n, step in steps.items()}
     single = x[:1].contiguous(memory_format=layout)
-    calls = {n: _inference(m.eval(), single, context) for n, m in (("stock", stock), ("ours", ours))}
+    models = {"stock": stock.eval(), "ours": ours.eval()}
+    calls = {n: _inference(model, single, context) for n, model in models.items()}
     row["inference"] = _timed(timing.interleave(calls, 0.0, options.rounds), "ours", NOT_SLOWER)
     return row
 
@@ -124,8 +125,8 @@ def _row(name: str, stride: int, dtype: str, options: argparse.Namespace) -> dic
 def _timed(samples: dict[str, list[float]], name: str, goal: Goal | None) -> dict[str, Any]:
     ratio = timing.ratios(samples["stock"], samples[name])
     verdict = None if goal is None else goal.verdict(ratio.median, 0.0)
-    spreads = (timing.Spread.of(samples[n]) for n in ("stock", name))
-    return asdict(Timed(*spreads, ratio, len(samples[name]), goal, verdict))
+    before, after = (timing.Spread.of(samples[n]) for n in ("stock", name))
+    return asdict(Timed(before, after, ratio, len(samples[name]), goal, verdict))
 
 
 def _model(name: str, stride: int) -> nn.Module:
@@ -163,7 +164,7 @@ def _without_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     if hasattr(twin.encoder, "_drop_connect_rate"):
-        twin.encoder._drop_connect_rate = 0.0  # type: ignore[assignment]
+        twin.encoder._drop_connect_rate = 0.0
     return twin
 
 

@@ -85,8 +85,8 @@ def _remedy(error: Exception) -> str:
     build = "cpu" if torch.version.cuda is None else "cu" + torch.version.cuda.replace(".", "")
     return (
         f"The installed torchvision was built for another torch than {torch.__version__}: its"
-        " operators do not load. Let pip choose the one of the same release and build: pip uninstall"
-        " -y torchvision; pip install torchvision --index-url"
+        " operators do not load. Let pip choose the one of the same release and build:"
+        " pip uninstall -y torchvision; pip install torchvision --index-url"
         f" https://download.pytorch.org/whl/{build}"
     )
 

@@ -7,14 +7,14 @@ of the exact results, times the root of the number of layers, which each round o
 of shifts in front of a batch norm are zero but for rounding: a tensor of under a tenth of the
 largest norm of its kind is measured by that.
 
-Deep nets amplify rounding at every optimiser step, ten- to hundredfold, so that in float32 several
-say little: large models are compared over one. What five steps would add up, such as a wrong
-gradient, momentum or running statistic, is looked for in float64 by the same rule, with the
+Deep nets amplify rounding at every optimiser step, ten- to hundredfold, so that in float32
+several say little: large models are compared over one. What five steps would add up, such as a
+wrong gradient, momentum or running statistic, is looked for in float64 by the same rule, with the
 untouched model in one layout as exact and in the other as stock. An error of 1e-10 passes, as a
-single rounding to float32 would be 600 times that; larger ones only as far as rounding is amplified,
-and mistakes would be amplified alike. What is left after five steps is the part of the rounding
-along the few directions that grow fastest, about normal and of a size that one run of stock only
-samples: five of its deviations pass.
+single rounding to float32 would be 600 times that; larger ones only as far as rounding is
+amplified, and mistakes would be amplified alike. What is left after five steps is the part of the
+rounding along the few directions that grow fastest, about normal and of a size that one run of
+stock only samples: five of its deviations pass.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def test_windows_of_a_fixed_size_are_no_global_pooling() -> None:
 def test_a_lone_convolution_with_a_norm_inside() -> None:
     """Its graph calls the module that it is the graph of."""
     torch.manual_seed(0)
-    assert_agree(Conv2d(8, 6, 3, norm=bn_like(6), activation=F.relu), _input(), {"batch_norm_act": 1})
+    assert_agree(
+        Conv2d(8, 6, 3, norm=bn_like(6), activation=F.relu), _input(), {"batch_norm_act": 1}
+    )
 
 
 def bn_like(channels: int) -> nn.BatchNorm2d:

@@ -159,7 +159,7 @@ def refusal(module: nn.Module) -> str | None:
         return f"it is a {type(module).__name__}"
     if layers.name_of(layers.plain_class(module)) in FORWARDS:
         return None
-    return _refusal_of(layers.plain_class(module))
+    return _refusal_of(layers.plain_class(module))  # type: ignore[arg-type]
 
 
 class _Tracer(fx.Tracer):

@@ -42,7 +42,7 @@ def replace_in(region: Region) -> None:
 
 
 def _replace(region: Region, joined: fx.Node) -> None:
-    maps = joined.args[0]
+    maps: Any = joined.args[0]
     dim = joined.args[1] if len(joined.args) == 2 else joined.kwargs.get("dim", 0)
     depthwise = region.only_user(joined)
     role = region.role(depthwise)
@@ -135,9 +135,7 @@ def _low_stage(region: Region, low: fx.Node) -> tuple[Stage, fx.Node]:
     return before, source
 
 
-def _stage_but_for(
-    region: Region, low: fx.Node, measures: list[fx.Node]
-) -> tuple[Stage, object]:
+def _stage_but_for(region: Region, low: fx.Node, measures: list[fx.Node]) -> tuple[Stage, object]:
     """The stage that ends in a node, as if none had asked for the node's shape."""
     for user in measures:
         del low.users[user]

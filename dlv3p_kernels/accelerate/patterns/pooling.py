@@ -46,7 +46,7 @@ def _is_pooling(region: Region, node: fx.Node) -> bool:
 
 
 def _mean_axes(node: fx.Node) -> set[int]:
-    """The axes of a (N, C, H, W) map over which a mean goes that keeps them; {} where it is none."""
+    """The axes of a (N, C, H, W) map over which a mean goes; none where it does not keep them."""
     if node.op not in ("call_function", "call_method") or node.target not in _MEANS:
         return set()
     given = {**dict(zip(("input", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
