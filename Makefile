@@ -27,11 +27,12 @@ TRAIN := pillow tqdm matplotlib
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench budget gpu-check wheel clean distclean
+.PHONY: help demo test peers lint bench budget gpu-check wheel clean distclean
 
 help:
 	@echo "make demo       build, train a DeepLabv3+ on the sample, pictures in demo-output/"
 	@echo "make test       build and run the test suite; PYTEST_ARGS='-k depthwise' selects"
+	@echo "make peers      the tests of dk.accelerate on models of other packages, which it installs aside"
 	@echo "make lint       ruff, clang-format, source rules, mypy"
 	@echo "make bench      time the kernels against stock PyTorch, into benchmarks/results/; BENCH_ARGS=--quick, BENCHMARKS=aspp"
 	@echo "make budget     registers, memory, access widths of the GPU kernels; BUDGET_ARGS=--check compares"
@@ -49,6 +50,11 @@ demo: $(VENV)/.train $(VENV)/.native
 test: export DLV3P_REQUIRE_NATIVE := 1
 test: $(VENV)/.dev $(VENV)/.native-all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# Minutes; the packages lie in build/peers, so that the environment stays what is pinned.
+peers: $(VENV)/.dev $(VENV)/.native
+	$(PIP) install -q --no-deps --upgrade --target build/peers -r tests/peers/requirements.txt
+	PYTHONPATH=build/peers:$$PYTHONPATH $(BIN)/python -m pytest tests/peers $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

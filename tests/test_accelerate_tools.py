@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from accelerate_agreement import counts, swapped
 from accelerate_blocks import InPlaceSum, Separable, bn, conv
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import dlv3p_kernels as dk
@@ -123,7 +124,10 @@ def _worker(rank: int, folder: str, when: str, synchronised: bool) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     model = _model()
     if synchronised:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # One block counts the batches of both processes, the other its own process's.
+        alone = [dist.new_group([r]) for r in (0, 1)]
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        model = nn.Sequential(convert(model[0]), convert(model[1], alone[rank]))
     if when == "before":
         dk.accelerate(model)
     # DistributedDataParallel refuses synchronised norms on CPUs.
@@ -159,14 +163,47 @@ def test_distributed(when: str, tmp_path: Path) -> None:
 
 
 def test_distributed_with_synchronised_norms(tmp_path: Path) -> None:
-    """Two processes with half of the batch each are one with all of it."""
+    """Two processes with half of the batch each are one with all of it, in norms of both."""
     mp.spawn(_worker, (str(tmp_path), "before", True), nprocs=2)
-    _, state = torch.load(tmp_path / "0")
-    whole = _model()
+    states = [torch.load(tmp_path / str(rank))[1] for rank in (0, 1)]
+    whole, halves = _model(), [_model()[1], _model()[1]]
     for step in range(2):
-        whole(torch.cat([_input(10 * step + rank) for rank in (0, 1)]))
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+        middle = whole[0](torch.cat([_input(10 * step + rank) for rank in (0, 1)]))
+        for half, part in zip(halves, middle.chunk(2), strict=True):
+            half(part)
+    for state, half in zip(states, halves, strict=True):
+        expected = {f"0.{n}": v for n, v in whole[0].state_dict().items()}
+        expected |= {f"1.{n}": v for n, v in half.state_dict().items()}
+        assert expected.keys() == state.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(states[0]["1.bn1.running_mean"], states[1]["1.bn1.running_mean"])
+
+
+@pytest.mark.parametrize("when", ("before", "after"))
+def test_sharded(when: str) -> None:
+    """Layers whose parameters are sharded run their own forwards, with the hooks that gather."""
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        expected = _model()(_input())
+        model = _model()
+        if when == "after":
+            dk.accelerate(model)
+        mesh = init_device_mesh("cpu", (1,))
+        for module in (*model, model):
+            fully_shard(module, mesh=mesh)
+        if when == "before":
+            dk.accelerate(model)
+        with dk.backend("auto"):
+            got = model(_input())
+            got.square().mean().backward()
+        _close(got, expected)
+        assert all(p.grad is not None for p in model.parameters())
+        dk.restore(model)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_plans_know_a_norm_without_activation_by_itself() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import fx, nn
 
 from . import layers, plan
 from .plan import Plan
@@ -85,7 +85,8 @@ def _is_foreign(module: nn.Module) -> bool:
 def _is_small(region: Region) -> bool:
     """Whether the graph is a piece of a block, which the graph around it should see into.
 
-    A block by itself is not: what goes wrong in one must leave its neighbours alone.
+    A block by itself is not: what goes wrong in one must leave its neighbours alone. One that
+    returns several maps is, as the graph around it could not tell them apart.
     """
     convolutions = 0
     for node in region.graph.nodes:
@@ -99,4 +100,6 @@ def _is_small(region: Region) -> bool:
             convolutions += isinstance(role, layers.Convolution)
         elif node.target is operator.iadd:
             return False
-    return convolutions <= _MOST_CONVOLUTIONS or _is_container(region.root)
+    (result,) = region.graph.output_node().args
+    several = not isinstance(result, fx.Node)
+    return convolutions <= _MOST_CONVOLUTIONS or several or _is_container(region.root)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from .. import _checks
 
+# The attribute by which the graph of a module's forward names that module.
+ITSELF = "_dlv3p_itself"
+
 # Zeros around a convolution's input, as (left, right, top, bottom).
 Sides: TypeAlias = Callable[[nn.Module, Tensor], list[int]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -11,7 +12,8 @@ from . import layers, patterns, runtime, tracing
 from .region import Region, Replacement
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_SIMPLE = (bool, int, float, str, type(None), tuple, list)
+# Functions are settings too: some layers keep their activation as one.
+_SIMPLE = (bool, int, float, str, type(None), tuple, list, FunctionType, BuiltinFunctionType)
 
 
 class Guard(NamedTuple):
@@ -20,7 +22,7 @@ class Guard(NamedTuple):
     Attributes:
         path: names of the submodules down to it.
         cls: its class before `accelerate`.
-        settings: its attributes, as far as they are numbers, strings and the like.
+        settings: its attributes, as far as they are numbers, strings, functions and the like.
     """
 
     path: tuple[str, ...]
@@ -124,6 +126,8 @@ def region_plan(region: Region, inlined: list[str]) -> Plan | None:
     root = region.root
     guards = [_guard(root, path) for path in ("", *inlined, *sorted(region.covered))]
     calls = {region.path(node) for node in region.graph.nodes if region.calls_layer(node)}
+    # A call of part of a layer that was looked into is no call of its forward.
+    calls -= {"", *inlined}
     return Plan(
         tracing.arity(root),
         _compiled(region.graph),

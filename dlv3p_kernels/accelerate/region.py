@@ -54,7 +54,7 @@ class Region:
         """The layer that a node calls, relative to the root."""
         layer = node.args[1] if node.target in CALLS else node
         assert isinstance(layer, fx.Node)
-        return str(layer.target)
+        return "" if layer.target == layers.ITSELF else str(layer.target)
 
     def calls_layer(self, node: fx.Node) -> bool:
         """Whether a node calls a layer."""
@@ -104,6 +104,8 @@ class Region:
             if isinstance(role, Activation) and role.inplace:
                 return self.is_fresh(node.args[0])
             return role is not None and not isinstance(role, Same)
+        if node.target in CALLS:
+            return self.role(node) is not None
         if node.target in _IN_PLACE:
             return self.is_fresh(node.args[0])
         return node.op == "call_function" and node.target in (operator.add, torch.add, torch.cat)
@@ -128,7 +130,10 @@ class Region:
         """
         consumed = set(nodes)
         with self.graph.inserting_before(last):
-            values = tuple(self.graph.get_attr(a) if isinstance(a, str) else a for a in arguments)
+            values = tuple(
+                self.graph.get_attr(a or layers.ITSELF) if isinstance(a, str) else a
+                for a in arguments
+            )
             call = self.graph.call_function(step, values)  # type: ignore[arg-type]
         last.replace_all_uses_with(call)
         paths = [self.path(n) for n in self.graph.nodes if n in consumed and self.calls_layer(n)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..fusion import BatchNorm, Branch, ChannelAffine, Epilogue
 from ..nn import batch_norm_of
-from ..ops import batch_norm_act, depthwise_conv2d, separable_conv2d
+from ..ops import batch_norm_act, decoder_conv2d, depthwise_conv2d, separable_conv2d
 from .layers import Sides
 
 _ACTIVATIONS = {
@@ -118,4 +118,30 @@ def aspp(
     return ops.aspp(
         x, branches, projection.weight,
         pooling=pooling, pooling_first=pooling_first, bias=projection.bias, epilogue=end,
+    )  # fmt: skip
+
+
+def is_scaled(x: Tensor, low: Tensor, scale: tuple[float, float]) -> bool:
+    """Whether one map is of exactly so many times the size of the other."""
+    sizes = zip(x.shape[-2:], scale, low.shape[-2:], strict=True)
+    return all(size * factor == wanted for size, factor, wanted in sizes)
+
+
+def decoder(
+    x: Tensor,
+    low: Tensor,
+    before: Epilogue | None,
+    depthwise: nn.Conv2d,
+    pointwise: nn.Conv2d,
+    padding: list[int],
+    align_corners: bool,
+    encoder_first: bool,
+    between: Epilogue | None,
+    behind: Epilogue | None,
+) -> Tensor:
+    """A separable convolution of a map resized to another one, and that one."""
+    return decoder_conv2d(
+        x, low, depthwise.weight, pointwise.weight, depthwise.bias, pointwise.bias,
+        padding, depthwise.dilation, align_corners=align_corners, encoder_first=encoder_first,
+        low_level_prologue=before, dw_epilogue=between, pw_epilogue=behind,
     )  # fmt: skip

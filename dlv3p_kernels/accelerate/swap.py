@@ -64,6 +64,7 @@ def _accelerated(original: type[nn.Module]) -> type[nn.Module]:
 
     members = {
         "_dlv3p_original": original,
+        layers.ITSELF: property(lambda self: self),
         "forward": forward,
         "__reduce_ex__": reduce,
         "__setstate__": setstate,

@@ -70,12 +70,6 @@ class Untraceable(Exception):
     """The message says why."""
 
 
-def plain_forward(module: nn.Module) -> Forward:
-    """The forward of a module's class before `accelerate`."""
-    forward: Forward = layers.plain_class(module).forward
-    return forward
-
-
 def arity(module: nn.Module) -> int:
     """How many arguments the traced forward takes: those without a default."""
     forward = _traceable_forward(module)
@@ -165,7 +159,7 @@ def refusal(module: nn.Module) -> str | None:
         return f"it is a {type(module).__name__}"
     if layers.name_of(layers.plain_class(module)) in FORWARDS:
         return None
-    return _refusal_of(plain_forward(module))
+    return _refusal_of(layers.plain_class(module))  # type: ignore[arg-type]
 
 
 class _Tracer(fx.Tracer):
@@ -208,7 +202,7 @@ def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
 def _as_proxy(tracer: Any, value: Any) -> Any:
     if not isinstance(value, nn.Module):
         return value
-    return tracer.create_proxy("get_attr", tracer.path_of_module(value), (), {})
+    return tracer.create_proxy("get_attr", tracer.path_of_module(value) or layers.ITSELF, (), {})
 
 
 def _traceable_forward(module: nn.Module) -> Forward:
@@ -240,12 +234,13 @@ def _with_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
 
 
 @cache
-def _refusal_of(forward: Forward) -> str | None:
+def _refusal_of(cls: type[nn.Module]) -> str | None:
+    forward: Any = cls.forward
     if not isinstance(forward, FunctionType):
         return "its forward is not a Python function"
     if hasattr(forward, "__wrapped__"):
         return "its forward is decorated"
-    for code in _codes(forward):
+    for code in _codes(cls, forward):
         for instruction in dis.get_instructions(code):
             if effect := _EFFECTS.get(instruction.opname):
                 return f"its forward {effect}"
@@ -254,12 +249,33 @@ def _refusal_of(forward: Forward) -> str | None:
     return None
 
 
-def _codes(forward: FunctionType) -> Iterator[CodeType]:
-    """The code of a function and of those inside it."""
-    pending = [forward.__code__]
-    for code in pending:
-        yield code
-        pending.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+def _codes(cls: type, forward: FunctionType) -> Iterator[CodeType]:
+    """The code of a forward, of functions inside it, and of those that it may call.
+
+    That is methods of the class and of those it comes from, and functions that it knows by name,
+    except those of PyTorch, which treat what is recorded as they treat tensors.
+    """
+    pending, seen = [forward], set()
+    while pending:
+        function = pending.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        codes = [function.__code__]
+        for code in codes:
+            yield code
+            codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+            for name in code.co_names:
+                methods = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+                reached = methods if "super" in code.co_names else methods[:1]
+                known = [*reached, function.__globals__.get(name)]
+                pending.extend(f for f in known if _may_ask(f))
+
+
+def _may_ask(function: object) -> bool:
+    if not isinstance(function, FunctionType):
+        return False
+    return function.__module__.partition(".")[0] != "torch"
 
 
 def _first_line(error: Exception) -> str:

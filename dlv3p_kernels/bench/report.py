@@ -18,6 +18,7 @@ _TABLES = {
     aspp.OP: tables.LAYERS,
     decoder.OP: tables.LAYERS,
     upsample.OP: tables.UPSAMPLE,
+    "existing_models": tables.MODELS,
 }
 
 Row = depthwise.Row | norm.Row | layers.Row | upsample.Row

@@ -208,3 +208,39 @@ LAYERS = Table(
     _layer_summary,
     ("goal", "goal of kept"),
 )
+
+
+# --- models of other packages ---------------------------------------------------------------------
+
+
+def _model_cells(row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for part in ("inference", "step", "step_with_our_loss"):
+        timed = row[part]
+        goal = f"{Goal(**timed['goal'])}: {timed['verdict']}" if timed["goal"] else "none"
+        cells += [*_times(timed), goal]
+    memory = row["memory"]
+    for kind in ("kept", "peak"):
+        stock = memory["stock"][kind]
+        ratios = [f"{memory[name][kind] / stock:.2f}x" for name in ("ours", "our loss")]
+        cells += [f"{stock / 1e6:.0f}", *ratios]
+    return cells
+
+
+def _model_summary(rows: Rows) -> str:
+    parts = ("inference", "step", "step_with_our_loss")
+    return _counted(rows, [row[part]["verdict"] for row in _timed(rows) for part in parts])
+
+
+MODELS = Table(
+    (
+        *("model", "dtype", "layout", "ours by"),
+        *("stock inference ms (N=1)", "ours inference ms", "ratio", "goal"),
+        *("stock step ms", "ours step ms", "ratio", "goal"),
+        *("stock step ms", "ours with our loss ms", "ratio", "goal"),
+        *("stock kept MB", "kept", "kept, our loss"),
+        *("stock peak MB", "peak", "peak, our loss"),
+    ),
+    _model_cells,
+    _model_summary,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from .. import layers, runtime
 from ..layers import Convolution
 from ..region import Region
+from .pooling import global_mean, is_measure, sized_like
 from .separable import Stage, stage_before, stage_behind
 
 _CONCATENATIONS = (torch.cat, torch.concat)
-_POOLINGS = (F.adaptive_avg_pool2d,)
 
 
 class Branch(NamedTuple):
@@ -54,24 +54,33 @@ def _replace(region: Region, joined: fx.Node) -> None:
     role = region.role(projection)
     if not isinstance(role, Convolution) or role.kind != "pointwise":
         return
+    undo = _measure_sources(region, maps)
+    if not _replace_branches(region, maps, joined, projection):
+        undo()
+
+
+def _replace_branches(
+    region: Region, maps: Sequence[Any], joined: fx.Node, projection: fx.Node
+) -> bool:
     found = [_branch(region, node) for node in maps]
     branches = [branch for branch, _ in (pair for pair in found if pair)]
     sources = {source for _, source in (pair for pair in found if pair)}
     if len(branches) != len(maps) or len(sources) != 1:
-        return
-    if not _fits_op(branches) or not _sizes_are_of(region, maps, branches, sources):
-        return
+        return False
+    if not _fits_op(branches) or not _sizes_are_of(maps, branches, *sources):
+        return False
     end, last = stage_behind(region, projection)
     nodes = [n for branch in branches for n in branch.nodes]
     nodes += [joined, projection, *end.nodes]
     if not region.may_join(nodes):
-        return
+        return False
     parts: list[str | None] = [region.path(projection), end.norm]
     for branch in branches:
         middle = branch.middle.norm if branch.middle else None
         parts += [branch.convolution, branch.end.norm, branch.depthwise, middle]
     words = f"ASPP of {len(branches)} branches"
     region.replace(last, nodes, _step(branches, end), (*sources, *parts), "aspp", words)
+    return True
 
 
 def _fits_op(branches: list[Branch]) -> bool:
@@ -103,14 +112,14 @@ def _branch(region: Region, node: object) -> tuple[Branch, fx.Node] | None:
         first = region.role(depthwise)
         if isinstance(first, Convolution) and first.kind == "depthwise":
             assert isinstance(depthwise, fx.Node)
-            if region.only_user(depthwise) is None or not _keeps_size(region.module(depthwise)):
+            if region.only_user(depthwise) is None or not _keeps_size(region, depthwise):
                 return None
             nodes += [depthwise, *middle.nodes]
             branch = Branch(nodes, path, end, region.path(depthwise), middle)
             return _with_source(branch, depthwise.args[0])
         if middle.nodes:
             return None
-    elif not _keeps_size(region.module(convolution)):
+    elif not _keeps_size(region, convolution):
         return None
     return _with_source(Branch(nodes, path, end), convolution.args[0])
 
@@ -126,15 +135,14 @@ def _pooled_branch(
     role = region.role(convolution)
     if not isinstance(convolution, fx.Node) or not isinstance(role, Convolution):
         return None
-    pooling = convolution.args[0]
-    if role.kind != "pointwise" or not isinstance(pooling, fx.Node):
+    pooled = global_mean(region, convolution.args[0])
+    if role.kind != "pointwise" or pooled is None:
         return None
-    if not _is_global_mean(region, pooling) or region.only_user(pooling) is None:
-        return None
+    nodes, source = pooled
     if region.only_user(node) is None or region.only_user(convolution) is None:
         return None
-    nodes = [pooling, convolution, *end.nodes, node]
-    return _with_source(Branch(nodes, region.path(convolution), end, pooled=True), pooling.args[0])
+    nodes = [*nodes, convolution, *end.nodes, node]
+    return Branch(nodes, region.path(convolution), end, pooled=True), source
 
 
 def _interpolated(node: object) -> fx.Node | None:
@@ -152,48 +160,47 @@ def _interpolated(node: object) -> fx.Node | None:
     return source if isinstance(source, fx.Node) else None
 
 
-def _is_global_mean(region: Region, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        layer = region.module(node)
-        exact = layers.plain_class(layer) is nn.AdaptiveAvgPool2d
-        return exact and not region.is_altered(node) and layer.output_size in (1, (1, 1))
-    size = node.args[1] if len(node.args) == 2 else node.kwargs.get("output_size")
-    return node.target in _POOLINGS and size in (1, (1, 1))
+def _measure_sources(region: Region, maps: Sequence[Any]) -> Callable[[], None]:
+    """Let sizes asked of a branch's result be asked of the map that is pooled; returns the undoing.
+
+    They are the same where all branches keep the size, which is for the caller to see to.
+    """
+    moved: list[tuple[fx.Node, fx.Node, fx.Node]] = []
+    for node in maps:
+        stretched = _interpolated(node)
+        branch = None if stretched is None else _pooled_branch(region, node, stretched)
+        asked = None if branch is None else sized_like(_size(node))
+        if branch is None or asked is None or asked not in maps:
+            continue
+        for user in list(asked.users):
+            if is_measure(user):
+                user.replace_input_with(asked, branch[1])
+                moved.append((user, branch[1], asked))
+
+    def undo() -> None:
+        for user, source, asked in moved:
+            user.replace_input_with(source, asked)
+
+    return undo
 
 
-def _sizes_are_of(region: Region, maps: Any, branches: list[Branch], sources: set[fx.Node]) -> bool:
+def _sizes_are_of(maps: Any, branches: list[Branch], source: fx.Node) -> bool:
     """Whether pooled branches are stretched to the size of the map that they pool."""
-    (source,) = sources
-    for node, branch in zip(maps, branches, strict=True):
-        if branch.pooled:
-            size = node.args[1] if len(node.args) > 1 else node.kwargs["size"]
-            if not _is_size_of(size, source):
-                return False
-    return True
+    pairs = zip(maps, branches, strict=True)
+    return all(sized_like(_size(node)) is source for node, branch in pairs if branch.pooled)
 
 
-def _is_size_of(size: object, source: fx.Node) -> bool:
-    """Whether a node is `source.shape[-2:]` or `source.size()[2:]`."""
-    if not isinstance(size, fx.Node) or len(size.args) != 2:
-        return False
-    shape, part = size.args
-    is_end = isinstance(part, slice) and part in (slice(-2, None), slice(2, None))
-    if not is_end or not isinstance(shape, fx.Node) or not shape.args:
-        return False
-    asked = shape.args == (source, "shape") or (
-        shape.op == "call_method" and shape.target == "size" and shape.args == (source,)
-    )
-    return asked
+def _size(interpolation: fx.Node) -> object:
+    given = interpolation.args
+    return given[1] if len(given) > 1 else interpolation.kwargs["size"]
 
 
-def _keeps_size(conv: nn.Module) -> bool:
+def _keeps_size(region: Region, node: fx.Node) -> bool:
     """Whether an odd, square-rated convolution of stride 1 is padded to keep the size."""
-    assert isinstance(conv, nn.Conv2d)
-    if (
-        set(conv.stride) != {1}
-        or len(set(conv.dilation)) != 1
-        or layers.plain_class(conv) is not nn.Conv2d
-    ):
+    conv, role = region.module(node), region.role(node)
+    assert isinstance(conv, nn.Conv2d) and isinstance(role, Convolution)
+    padded_alike = role.sides is layers.own_sides
+    if set(conv.stride) != {1} or len(set(conv.dilation)) != 1 or not padded_alike:
         return False
     if not all(size % 2 for size in conv.kernel_size):
         return False

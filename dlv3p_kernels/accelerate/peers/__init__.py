@@ -1,3 +1,3 @@
 """Layers of other packages: what they do, and forwards that can be traced; none is imported."""
 
-from . import segmentation_models, timm, transformers  # noqa: F401
+from . import detectron2, openmmlab, segmentation_models, timm, transformers  # noqa: F401
