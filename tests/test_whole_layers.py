@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aspp_layers import pyramids
+from decoder_cases import DecoderCase, arguments
 from decoder_layers import decoders, maps
 from disturbed import Disturbed
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from training import assert_checkpoints, assert_trains_in_mixed_precision
 
 import dlv3p_kernels as dk
+from dlv3p_kernels import dispatch
 from dlv3p_kernels.bench import accuracy
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
@@ -192,3 +194,26 @@ def test_mixed_precision_with_a_scaler(family: Family, dtype: torch.dtype) -> No
 def test_activation_checkpointing(family: Family, reentrant: bool) -> None:
     ours, stocks = (layer.double() for layer in family.layers())
     assert_checkpoints(ours, stocks, family.inputs, reentrant)
+
+
+CHECKS = ("test_schema", "test_faketensor")
+
+
+def test_opcheck_of_the_decoder(backend_name: str, device: str) -> None:
+    """Of the operator that is derived, and of the pieces that are not."""
+    ops = dispatch.operators(backend_name)
+    case = DecoderCase("opcheck", (3, 2), (2, 3), (5, 4), out=4, bias=True)
+    t = arguments(case, torch.float32, device=device)
+    low = (t["low_weight"], t["low_bias"], 1)
+    half = (t["dw_weight"], t["dw_bias"], [1, 1, 1, 1], [1, 1])
+    source = (t["x"], t["low_level"], True, False, *low, *half)
+    middle = (t["middle_mean"], t["middle_weight"], t["middle_weight"], t["middle_bias"], 1)
+    product = (t["pw_weight"], t["pw_bias"])
+    torch.library.opcheck(ops.decoder_conv2d_statistics.default, source, test_utils=CHECKS)
+    fused = (*source, *middle[2:], *product, t["end_weight"], t["end_bias"], 3, False)
+    torch.library.opcheck(ops.decoder_conv2d_fused.default, fused, test_utils=CHECKS)
+    for tensor in (t["x"], t["low_level"], t["dw_weight"], t["pw_weight"]):
+        tensor.requires_grad_()
+    torch.library.opcheck(
+        ops.decoder_conv2d.default, (*source, *middle, False, "", *product, False)
+    )
