@@ -11,12 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aspp_layers import pyramids
+from decoder_cases import DecoderCase, arguments
 from decoder_layers import decoders, maps
+from disturbed import Disturbed
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from training import assert_checkpoints, assert_trains_in_mixed_precision
 
 import dlv3p_kernels as dk
+from dlv3p_kernels import dispatch
 from dlv3p_kernels.bench import accuracy
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
@@ -53,7 +56,7 @@ def heads() -> tuple[Head, Head]:
 
 def one_map(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (6, 7)) -> list[Tensor]:
     """Of the pyramid."""
-    return maps(source=size, n=3, channels=(6, 1), dtype=dtype)[:1]
+    return maps(source=size, n=8, channels=(6, 1), dtype=dtype)[:1]
 
 
 def two_maps(dtype: torch.dtype = torch.float32, size: tuple[int, int] = (9, 11)) -> list[Tensor]:
@@ -80,12 +83,10 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "aspp": Family(
-        lambda: pyramids(activation="silu"), one_map, ("separable_conv2d", "separable_conv2d_fused")
-    ),
+    "aspp": Family(lambda: pyramids(activation="silu"), one_map, ("aspp_projection",) * 2),
     "aspp-dense": Family(
         lambda: pyramids(activation="silu", separable=False, pooling_first=True), one_map,
-        ("batch_norm", "batch_norm_apply"),
+        ("aspp_projection",) * 2,
     ),
     "decoder": Family(
         lambda: decoders(activation="silu", align_corners=True), two_maps,
@@ -106,34 +107,37 @@ def outcome(layer: nn.Module, call: object, given: Sequence[Tensor]) -> list[Ten
     return [output, *grads, *(b.clone() for b in layer.buffers())]
 
 
+def assert_same(
+    compiled: nn.Module, plain: nn.Module, graph: object, given: Sequence[Tensor]
+) -> None:
+    """Everything the same, and the output stored in the same way."""
+    found, expected = outcome(compiled, graph, given), outcome(plain, plain, given)
+    assert found[0].stride() == expected[0].stride()
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
 @MODES
 @every_family
 def test_compile(family: Family, training: bool) -> None:
-    plain = family.layers()[0].train(training)
+    plain = family.layers()[0].train(training).double()
     compiled = copy.deepcopy(plain)
     graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    given = family.inputs()
-    for got, want in zip(
-        outcome(compiled, graph, given), outcome(plain, plain, given), strict=True
-    ):
-        torch.testing.assert_close(got, want)
-        assert got.stride() == want.stride()
+    assert_same(compiled, plain, graph, family.inputs(torch.float64))
 
 
-@every_family
+@pytest.mark.parametrize("family", (FAMILIES["aspp"], FAMILIES["loss"]), ids=("aspp", "loss"))
 def test_compile_with_dynamic_sizes(family: Family) -> None:
     """What is compiled for the first size serves every other, forward and backward."""
     counter = CompileCounterWithBackend("aot_eager")
-    plain = family.layers()[0]
+    plain = family.layers()[0].double()
     compiled = copy.deepcopy(plain)
     graph = torch.compile(compiled, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
     for size in ((9, 11), (12, 14), (7, 13)):
-        given = family.inputs(size=size)
-        for got, want in zip(
-            outcome(compiled, graph, given), outcome(plain, plain, given), strict=True
-        ):
-            torch.testing.assert_close(got, want)
-    assert counter.frame_count == 1
+        assert_same(compiled, plain, graph, family.inputs(torch.float64, size))
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[-1] > 0, counts
     assert f"dlv3p.{family.operators[0]}" in counter.graphs[-1].code
 
 
@@ -168,12 +172,15 @@ def test_autocast_casts_as_stock_does(family: Family, training: bool, dtype: tor
         return call
 
     found = [outcome(layer, under_autocast(layer), family.inputs()) for layer in (ours, theirs)]
+    once_more = copy.deepcopy(exact)
     values = outcome(exact, exact, family.inputs(torch.float64))
-    for got, want, value in zip(*found, values, strict=True):
+    with Disturbed(dtype, seed=1):  # what low precision may well do where stock was lucky
+        other = outcome(once_more, once_more, family.inputs(torch.float64))
+    for got, want, also, value in zip(*found, other, values, strict=True):
         assert got.dtype == want.dtype and got.shape == want.shape
         reference = value.detach().numpy()
-        errors = [accuracy.error(t, reference) for t in (got, want)]
-        assert errors[0] <= accuracy.allowed(errors[1], accuracy.rounding_unit(dtype))
+        ours_off, *stocks_off = (accuracy.error(t, reference) for t in (got, want, also))
+        assert ours_off <= accuracy.allowed(max(stocks_off), accuracy.rounding_unit(dtype))
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
@@ -187,3 +194,26 @@ def test_mixed_precision_with_a_scaler(family: Family, dtype: torch.dtype) -> No
 def test_activation_checkpointing(family: Family, reentrant: bool) -> None:
     ours, stocks = (layer.double() for layer in family.layers())
     assert_checkpoints(ours, stocks, family.inputs, reentrant)
+
+
+CHECKS = ("test_schema", "test_faketensor")
+
+
+def test_opcheck_of_the_decoder(backend_name: str, device: str) -> None:
+    """Of the operator that is derived, and of the pieces that are not."""
+    ops = dispatch.operators(backend_name)
+    case = DecoderCase("opcheck", (3, 2), (2, 3), (5, 4), out=4, bias=True)
+    t = arguments(case, torch.float32, device=device)
+    low = (t["low_weight"], t["low_bias"], 1)
+    half = (t["dw_weight"], t["dw_bias"], [1, 1, 1, 1], [1, 1])
+    source = (t["x"], t["low_level"], True, False, *low, *half)
+    middle = (t["middle_mean"], t["middle_weight"], t["middle_weight"], t["middle_bias"], 1)
+    product = (t["pw_weight"], t["pw_bias"])
+    torch.library.opcheck(ops.decoder_conv2d_statistics.default, source, test_utils=CHECKS)
+    fused = (*source, *middle[2:], *product, t["end_weight"], t["end_bias"], 3, False)
+    torch.library.opcheck(ops.decoder_conv2d_fused.default, fused, test_utils=CHECKS)
+    for tensor in (t["x"], t["low_level"], t["dw_weight"], t["pw_weight"]):
+        tensor.requires_grad_()
+    torch.library.opcheck(
+        ops.decoder_conv2d.default, (*source, *middle, False, "", *product, False)
+    )

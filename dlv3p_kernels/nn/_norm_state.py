@@ -31,7 +31,7 @@ def batch_norm_of(layer: BatchNormLayer, activation: str = "identity") -> BatchN
         count_batch(layer) if update else 0.0,
         layer.eps,
         activation,
-        _group_of(layer) if by_batch else None,
+        group_of(layer) if by_batch else None,
     )
 
 
@@ -79,7 +79,8 @@ def count_batch(layer: BatchNormLayer) -> float:
     return layer.momentum
 
 
-def _group_of(layer: BatchNormLayer) -> torch.distributed.ProcessGroup | None:
+def group_of(layer: BatchNormLayer) -> torch.distributed.ProcessGroup | None:
+    """The processes whose batches a layer in training counts as one; None for this one alone."""
     if not isinstance(layer, nn.SyncBatchNorm) or not layer.training:
         return None
     if not torch.distributed.is_initialized():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..fusion import BatchNorm, Branch
 from ..ops import aspp
-from ._norm_state import batch_norm_of
+from ._norm_state import batch_norm_of, group_of
 from .separable import SeparableConv2d, checked_activation
 
 
@@ -57,7 +57,8 @@ class ASPP(nn.Module):
     separable branches those of `SeparableConv2d`.
 
     A training batch of one leaves a single value per channel of the pooled branch, of which there
-    is no variance. Its norm then uses its running statistics and leaves them as they are.
+    is no variance. Its norm then uses its running statistics and leaves them as they are; unless it
+    is an `nn.SyncBatchNorm` among several processes, which counts the images of all of them.
 
     Args:
         in_channels: C.
@@ -110,7 +111,8 @@ class ASPP(nn.Module):
             elif isinstance(layer, ConvNorm):
                 branches.append(layer.branch(self.activation))
         projection = self.projection.branch(self.activation)
-        single = self.training and input.size(0) == 1
+        alone = group_of(self.image_pooling.bn) is None
+        single = self.training and alone and input.size(0) == 1
         result = aspp(
             input,
             branches,

@@ -129,8 +129,9 @@ def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
             "aspp: derivatives of derivatives are not implemented by the kernels; compute them"
             " within dk.backend('reference')"
         )
-    *vectors, pw_weight = ctx.saved_tensors[:5]
-    maps = list(ctx.saved_tensors[5:])
+    saved = ctx.saved_tensors  # once: checkpointing lets go of what it has handed out
+    *vectors, pw_weight = saved[:5]
+    maps = list(saved[5:])
     activation, by_batch, group = ctx.norm
     arguments = (grad, maps, *vectors, activation, pw_weight)
     need = ctx.needs_input_grad

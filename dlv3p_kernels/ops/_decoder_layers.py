@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _checks, dispatch
 from ..fusion import Branch
 from . import decoder, separable
+from ._common import wants_gradients
 from ._decoder_operators import OP
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
@@ -56,7 +56,7 @@ def decoder_logits(x: Tensor, low_level: Tensor, layers: DecoderLayers) -> Tenso
     pointwise = F.conv2d if name == dispatch.REFERENCE else pointwise_layer
     projection = layers.projection
     low_level = pointwise(low_level, projection.weight, projection.bias)
-    if name != dispatch.REFERENCE and torch.is_grad_enabled():
+    if name != dispatch.REFERENCE and _wants_gradients(x, low_level, layers):
         return _by_raw_results(name, x, low_level, layers)
     first, *rest = layers.convs
     x = decoder.decoder_conv2d(
@@ -71,6 +71,20 @@ def decoder_logits(x: Tensor, low_level: Tensor, layers: DecoderLayers) -> Tenso
             dw_epilogue=conv.dw_epilogue, pw_epilogue=conv.epilogue,
         )  # fmt: skip
     return pointwise(x, layers.weight, layers.bias)
+
+
+def _wants_gradients(x: Tensor, low_level: Tensor, layers: DecoderLayers) -> bool:
+    """Whether autograd will record any of it; the projection of `low_level` has been."""
+    found: list[Any] = [
+        x,
+        low_level,
+        layers.weight,
+        layers.bias,
+        *(layers.projection.epilogue or ()),
+    ]
+    for conv in layers.convs:
+        found += [*_weights(conv), *(conv.dw_epilogue or ()), *(conv.epilogue or ())]
+    return wants_gradients(*(t for t in found if isinstance(t, Tensor)))
 
 
 def _by_raw_results(name: str, x: Tensor, low_level: Tensor, layers: DecoderLayers) -> Tensor:
