@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,3 +128,28 @@ def test_sizes_that_do_not_fit_are_refused_as_before() -> None:
     with pytest.raises(RuntimeError, match="Sizes of tensors must match") as after:
         model(x)
     assert str(after.value) == str(before.value)
+
+
+def test_autocast_agrees_with_itself() -> None:
+    torch.manual_seed(0)
+    model, x = Start(_upsample(True)), _input()
+    ours = dk.accelerate(copy.deepcopy(model))
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = model(x).detach(), ours(x).detach()
+    assert got.dtype == expected.dtype
+    allowed = 2 * float((expected - exact).norm()) + 2**-9 * float(exact.norm())
+    assert float((got - exact).norm()) <= allowed
+
+
+def test_compiled_and_exported() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, x = Start(_upsample(False)).eval(), _input()
+    expected = model(x)
+    dk.accelerate(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    program = torch.export.export(model, (x,))
+    assert any("dlv3p" in str(node.target) for node in program.graph.nodes)
+    for got in (compiled(x), program.module()(x)):
+        torch.testing.assert_close(got, expected)

@@ -53,12 +53,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    kept = dict(sys.modules)
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("torchvision", *_PEERS):
-            monkeypatch.delitem(sys.modules, name)
+    ours = {"beside", "my_models", "torchvision", *_PEERS}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        monkeypatch.delitem(sys.modules, name)
     yield tmp_path
-    for name in set(sys.modules) - set(kept):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
 
