@@ -30,7 +30,7 @@ Results = dict[str, Tensor]
 _CHECKED_CHANNELS = 32
 # Deviations that the norms in front of an activation shift its argument from its corner, some
 # channels downwards: rounding then decides about no gradient.
-_OFF_CORNER = 4.0
+_OFF_CORNER = 6.0
 _DOWNWARDS_EVERY = 16
 
 
