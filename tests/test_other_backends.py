@@ -19,8 +19,13 @@ TESTS = Path(__file__).resolve().parent
 # A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
 # each time in others of them. `pytest --backend NAME` alone runs everything.
 EVERY = {"triton": 5, "emulated": 1}
-# The pyramid is made of operators that other files test; each of its tests runs dozens of kernels.
-RARER = {("triton", "test_aspp_parity.py"): 13}
+# Where a case has many dtypes, layouts and fusions; the pyramid is made of operators that other
+# files test, and each of its tests runs dozens of kernels.
+RARER = {
+    ("triton", "test_depthwise_parity.py"): 11,
+    ("triton", "test_depthwise_fused.py"): 11,
+    ("triton", "test_aspp_parity.py"): 13,
+}
 # Run whole, beside the files of parity.
 MORE_FILES = {
     "triton": ("test_triton_kernels.py", "test_separable_triton.py", "test_triton_upsample.py"),

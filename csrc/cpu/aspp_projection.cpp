@@ -75,25 +75,25 @@ struct Backward {
   const SeparableBackward passes;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> aspp_projection_backward_reduce_cpu(
+std::tuple<Tensor, Tensor, Tensor> aspp_projection_backward_reduce_cpu(
     const Tensor& grad, const Maps& maps, const Optional& mean, const Optional& invstd,
     const Optional& weight, const Optional& bias, int64_t activation, const Tensor& pw_weight,
-    bool need_weight, bool need_norm, bool keep) {
+    bool need_weight, bool need_norm) {
   const Backward b(grad, maps, {mean, invstd, weight, bias, activation}, pw_weight);
   const PointwiseGradients found =
-      separable_backward_reduce(b.passes, need_weight, need_norm, keep);
-  return {found.weight, found.mid_bias, found.mid_weight, found.activated};
+      separable_backward_reduce(b.passes, need_weight, need_norm, false);
+  return {found.weight, found.mid_bias, found.mid_weight};
 }
 
 Maps aspp_projection_backward_apply_cpu(const Tensor& grad, const Maps& maps, const Optional& mean,
                                         const Optional& invstd, const Optional& weight,
                                         const Optional& bias, int64_t activation,
-                                        const Tensor& pw_weight, const Optional& activated,
-                                        const Optional& mean_grad, const Optional& mean_product) {
+                                        const Tensor& pw_weight, const Optional& mean_grad,
+                                        const Optional& mean_product) {
   const Backward b(grad, maps, {mean, invstd, weight, bias, activation}, pw_weight);
   std::vector<MapGradient> wanted;
   for (const Tensor& map : maps) wanted.push_back(wanted_of(map, true, false));
-  separable_backward_apply(b.passes, activated, mean_grad, mean_product, false, wanted);
+  separable_backward_apply(b.passes, std::nullopt, mean_grad, mean_product, false, wanted);
   Maps found;
   for (const MapGradient& gradient : wanted) found.push_back(gradient.result());
   return found;

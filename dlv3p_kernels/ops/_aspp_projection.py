@@ -16,10 +16,10 @@ from .._library import for_each
 from ._common import empty_in_format_of, like_map
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
+from ._pointwise import pointwise_input_gradient
 from ._two_passes import (
     Middle,
     Wanted,
-    behind_norm,
     composed_first,
     fake_first,
     gradients,
@@ -41,10 +41,10 @@ _SCHEMAS = {
     ),
     # As the decoder's, see there.
     _REDUCE: (
-        f"({_BACKWARD}, bool need_weight, bool need_norm, bool keep)"
-        " -> (Tensor grad_pw_weight, Tensor grad_bias, Tensor grad_weight, Tensor kept)"
+        f"({_BACKWARD}, bool need_weight, bool need_norm)"
+        " -> (Tensor grad_pw_weight, Tensor grad_bias, Tensor grad_weight)"
     ),
-    _APPLY: f"({_BACKWARD}, Tensor? kept, Tensor? mean_grad, Tensor? mean_product) -> Tensor[]",
+    _APPLY: f"({_BACKWARD}, Tensor? mean_grad, Tensor? mean_product) -> Tensor[]",
 }
 # Positions among the inputs of the operator.
 _MAPS, _WEIGHT, _BIAS, _PW_WEIGHT, _PW_BIAS = 0, 3, 4, 8, 9
@@ -80,15 +80,15 @@ def _forward(ops: Any, maps, *arguments):  # type: ignore[no-untyped-def]
 
 
 def _reduce(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, need_weight, need_norm, keep = arguments
+    *norm, pw_weight, need_weight, need_norm = arguments
     given = norm_arguments(torch.cat(maps, 1), *norm)
-    return composed_first(ops, grad, given, pw_weight, need_weight, need_norm, keep)
+    return composed_first(ops, grad, given, pw_weight, need_weight, need_norm)
 
 
 def _apply(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, kept, mean_grad, mean_product = arguments
+    *norm, pw_weight, mean_grad, mean_product = arguments
     given = norm_arguments(torch.cat(maps, 1), *norm)
-    grad = behind_norm(grad, pw_weight, kept)
+    grad = pointwise_input_gradient(grad, pw_weight)
     grad, _ = ops.batch_norm_backward_apply(grad, *given, mean_grad, mean_product, 1, False)
     parts = grad.split([t.size(1) for t in maps], 1)
     return [like_map(t, part) for t, part in zip(maps, parts, strict=True)]
@@ -106,8 +106,8 @@ def _fake_forward(maps, *arguments):  # type: ignore[no-untyped-def]
     return _fake_fused(maps, None, None, None, *arguments[-2:])
 
 
-def _fake_reduce(grad, _maps, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(grad, *arguments[-4:])
+def _fake_reduce(_grad, _maps, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(*arguments[-3:])
 
 
 def _fake_apply(_grad, maps, *_arguments):  # type: ignore[no-untyped-def]
@@ -140,9 +140,7 @@ def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
     )
     found = gradients(
         lambda *needs: ops.aspp_projection_backward_reduce(*arguments, *needs),
-        lambda *kept_and_means: tuple(
-            ops.aspp_projection_backward_apply(*arguments, *kept_and_means)
-        ),
+        lambda *means: tuple(ops.aspp_projection_backward_apply(*arguments, *means)),
         grad, Middle(tuple(vectors), activation, by_batch, group), None, pw_weight, wanted,
     )  # fmt: skip
     grads: list[Any] = [None] * len(need)

@@ -49,8 +49,8 @@ def backward(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def]
     )  # fmt: skip
     found = gradients(
         lambda *needs: ops.decoder_conv2d_backward_reduce(*arguments, *needs),
-        lambda *kept_and_means: ops.decoder_conv2d_backward_apply(
-            *arguments, *kept_and_means, need[_X], need_low, need[_DW_WEIGHT]
+        lambda *means: ops.decoder_conv2d_backward_apply(
+            *arguments, *means, need[_X], need_low, need[_DW_WEIGHT]
         ),
         grad, middle, dw_bias, pw_weight, wanted,
     )  # fmt: skip

@@ -20,7 +20,8 @@ from ._common import empty_in_format_of, like_map, vector_dtype
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
-from ._two_passes import behind_norm, composed_first, fake_first, norm_arguments
+from ._pointwise import pointwise_input_gradient
+from ._two_passes import composed_first, fake_first, norm_arguments
 
 OP = "decoder_conv2d"
 _SOURCE = (
@@ -47,13 +48,13 @@ _SCHEMAS = {
     # that has to be known before anything goes further back through that norm.
     "decoder_conv2d_backward_reduce": (
         f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, bool need_weight,"
-        " bool need_middle, bool keep) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
-        " Tensor grad_mid_weight, Tensor kept)"
+        " bool need_middle) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
+        " Tensor grad_mid_weight)"
     ),
     # The means are those of the gradient behind the norm, and of it times the normalised result;
     # without them the norm's statistics are constants.
     "decoder_conv2d_backward_apply": (
-        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? kept, Tensor? mean_grad,"
+        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? mean_grad,"
         " Tensor? mean_product, bool need_input, bool need_low_level, bool need_weight)"
         " -> (Tensor grad_input, Tensor grad_low_level, Tensor grad_dw_weight,"
         " Tensor grad_low_scale, Tensor grad_low_shift)"
@@ -107,9 +108,9 @@ def _backward_reduce(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def
 def _backward_apply(ops: Any, grad, *arguments):  # type: ignore[no-untyped-def]
     (x, low_level, align_corners, encoder_first, *low_affine, dw_weight, _, padding,
      dilation) = arguments[:_DEPTHWISE_END]  # fmt: skip
-    pw_weight, kept, *means, need_input, need_low_level, need_weight = arguments[_MIDDLE_END:]
+    pw_weight, *means, need_input, need_low_level, need_weight = arguments[_MIDDLE_END:]
     source, middle = _middle(ops, arguments)
-    grad = behind_norm(grad, pw_weight, kept)
+    grad = pointwise_input_gradient(grad, pw_weight)
     grad, _ = ops.batch_norm_backward_apply(grad, *middle, *means, 1, False)
     del middle
     need_source = need_input or need_low_level
@@ -198,8 +199,8 @@ def _fake_forward(*arguments):  # type: ignore[no-untyped-def]
     return _fake_results(arguments, arguments[_MIDDLE_END + 2], arguments[-1])
 
 
-def _fake_reduce(grad, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(grad, *arguments[_MIDDLE_END:])
+def _fake_reduce(_grad, *arguments):  # type: ignore[no-untyped-def]
+    return fake_first(*arguments[_MIDDLE_END:])
 
 
 def _fake_apply(_grad, *arguments):  # type: ignore[no-untyped-def]

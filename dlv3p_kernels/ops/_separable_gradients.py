@@ -110,6 +110,7 @@ def _by_pieces(
         _two_passes.Wanted(
             further, *(need[i] for i in (DW_BIAS, MID_WEIGHT, MID_BIAS, PW_WEIGHT, PW_BIAS))
         ),
+        keeps=True,
     )
     grads: list[Tensor | None] = [None] * len(need)
     if found.further is not None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from .._library import LIBRARY, for_each
 from ._common import empty_in_format_of, vector_dtype
 from ._norm_operators import IDENTITY
-from ._two_passes import behind_norm, composed_first, fake_first, norm_arguments
+from ._pointwise import pointwise_input_gradient
+from ._two_passes import composed_first, fake_first, norm_arguments
 
 _ARGUMENTS = (
     "Tensor grad, Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding,"
@@ -61,16 +62,22 @@ def _middle(ops: Any, x, dw_weight, dw_bias, *arguments):  # type: ignore[no-unt
 
 def _reduce(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
     *arguments, need_weight, need_middle, keep = all_arguments
-    return composed_first(
-        ops, grad, _middle(ops, *arguments), arguments[-1], need_weight, need_middle, keep
-    )
+    pw_weight = arguments[-1]
+    found = composed_first(ops, grad, _middle(ops, *arguments), pw_weight, need_weight, need_middle)
+    if not (need_middle and keep):
+        return *found, grad.new_empty(0)
+    return *found, pointwise_input_gradient(grad, pw_weight).permute(0, 2, 3, 1).flatten()
 
 
 def _apply(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
     *arguments, kept, mean_grad, mean_product, need_input, need_weight = all_arguments
     x, dw_weight, _, *convolution = arguments[:9]
     middle = _middle(ops, *arguments)
-    grad = behind_norm(grad, arguments[-1], kept)
+    if kept is None:
+        grad = pointwise_input_gradient(grad, arguments[-1])
+    else:
+        batch, _, height, width = grad.shape
+        grad = kept.view(batch, height, width, -1).permute(0, 3, 1, 2)
     grad, _ = ops.batch_norm_backward_apply(grad, *middle, mean_grad, mean_product, 1, False)
     return ops.depthwise_conv2d_fused_backward(
         grad, x, dw_weight, *convolution, need_input, need_weight
@@ -78,7 +85,9 @@ def _apply(ops: Any, grad, *all_arguments):  # type: ignore[no-untyped-def]
 
 
 def _fake_reduce(grad, *arguments):  # type: ignore[no-untyped-def]
-    return fake_first(grad, *arguments[-4:])
+    *_, pw_weight, need_weight, need_middle, keep = arguments
+    kept = grad.numel() // grad.size(1) * pw_weight.size(1) if need_middle and keep else 0
+    return *fake_first(pw_weight, need_weight, need_middle), grad.new_empty(kept)
 
 
 def _fake_apply(_grad, x, dw_weight, *arguments):  # type: ignore[no-untyped-def]

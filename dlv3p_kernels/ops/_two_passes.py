@@ -1,8 +1,8 @@
 """The way back through the halves of a separable convolution in two passes over its pieces.
 
 The first pass gathers the sums that the way back through the norm between the halves needs, the
-second goes that way. Each computes the depthwise result anew. The gradient by what the pointwise
-half has read, a product of matrices, is kept between them where both need it.
+second goes that way. Each computes the depthwise result anew, and also the gradient by what the
+pointwise half has read, a product of matrices, unless the first pass keeps it for the second.
 """
 
 from __future__ import annotations
@@ -60,27 +60,31 @@ class Found(NamedTuple):
 
 
 def gradients(
-    first: Callable[[bool, bool, bool], tuple[Tensor, Tensor, Tensor, Tensor]],
-    second: Callable[[Tensor | None, Tensor | None, Tensor | None], tuple[Any, ...]],
+    first: Callable[..., tuple[Tensor, ...]],
+    second: Callable[..., tuple[Any, ...]],
     grad: Tensor,
     middle: Middle,
     dw_bias: Tensor | None,
     pw_weight: Tensor,
     wanted: Wanted,
+    *,
+    keeps: bool = False,
 ) -> Found:
     """All gradients from that by the pointwise result.
 
     Args:
         first: the first pass; from whether the gradients by the pointwise weight and by the norm
-            are needed, and whether what leads to the latter is to be kept, to these: by the weight,
-            by the norm's bias, by its weight, and what was kept.
-        second: the second one; from what was kept, or None, and the means of the gradient behind
-            the norm and of it times the normalised result, None for a norm by other statistics.
+            are needed to these: by the weight, by the norm's bias, by its weight.
+        second: the second one; from the means of the gradient behind the norm and of it times the
+            normalised result, None for a norm by other statistics.
         grad: by the pointwise result.
         middle: the norm.
         dw_bias: of the depthwise half.
         pw_weight: of the pointwise half.
         wanted: what is.
+        keeps: whether the passes can hand over the gradient by what the pointwise half has read:
+            the first one takes as its last argument whether to, and gives it last; the second one
+            takes it, or None, before the means.
     """
     is_plain = middle.vectors[0] is None and middle.activation == IDENTITY
     need_middle = not is_plain and (
@@ -89,10 +93,14 @@ def gradients(
         or wanted.dw_bias
         or (wanted.further and middle.by_batch)
     )
-    by_weight = by_mid_bias = by_mid_weight = kept = None
+    by_weight = by_mid_bias = by_mid_weight = None
     keep = need_middle and wanted.further
+    kept: list[Tensor | None] = [None] * keeps
     if wanted.pw_weight or need_middle:
-        by_weight, by_mid_bias, by_mid_weight, kept = first(wanted.pw_weight, need_middle, keep)
+        by_weight, by_mid_bias, by_mid_weight, *given = first(
+            wanted.pw_weight, need_middle, *[keep] * keeps
+        )
+        kept = [t if keep else None for t in given]
     by_dw_bias, further = None, None
     if wanted.dw_bias and dw_bias is not None:
         sums = by_mid_bias if need_middle else None
@@ -103,7 +111,7 @@ def gradients(
             assert by_mid_bias is not None and by_mid_weight is not None
             count = values_per_channel(grad)
             means = _group.means(by_mid_bias, by_mid_weight, count, middle.group)
-        further = second(kept if keep else None, *means)
+        further = second(*kept, *means)
     by_pw_bias = grad.sum((0, 2, 3)) if wanted.pw_bias else None
     return Found(further, by_dw_bias, by_mid_weight, by_mid_bias, by_weight, by_pw_bias)
 
@@ -152,38 +160,22 @@ def composed_first(
     pw_weight: Tensor,
     need_weight: bool,
     need_middle: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by the pointwise weight and by bias and weight of the norm in front of it.
-
-    The last is that by the output of the norm, pixel by pixel.
-    """
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the pointwise weight and by bias and weight of the norm in front of it."""
     by_weight, vector = pw_weight.new_empty(0), grad.new_empty(0, dtype=vector_dtype(grad))
     if need_weight:
         by_weight = pointwise_weight_gradient(grad, ops.batch_norm_apply(*norm), pw_weight)
-    kept = grad.new_empty(0)
     if not need_middle:
-        return by_weight, vector, vector.clone(), kept
+        return by_weight, vector, vector.clone()
     grad = pointwise_input_gradient(grad, pw_weight)
-    if keep:
-        kept = grad.permute(0, 2, 3, 1).flatten()
-    return by_weight, *ops.batch_norm_backward_reduce(grad, *norm), kept
-
-
-def behind_norm(grad: Tensor, pw_weight: Tensor, kept: Tensor | None) -> Tensor:
-    """The gradient by the output of the norm: what the first pass has kept, as a map, or anew."""
-    if kept is None:
-        return pointwise_input_gradient(grad, pw_weight)
-    batch, _, height, width = grad.shape
-    return kept.view(batch, height, width, pw_weight.size(1)).permute(0, 3, 1, 2)
+    return by_weight, *ops.batch_norm_backward_reduce(grad, *norm)
 
 
 def fake_first(
-    grad: Tensor, pw_weight: Tensor, need_weight: bool, need_middle: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pw_weight: Tensor, need_weight: bool, need_middle: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the first pass gives, without values."""
     size = pw_weight.size(1) if need_middle else 0
     vector = pw_weight.new_empty(size, dtype=vector_dtype(pw_weight))
     by_weight = pw_weight.new_empty(pw_weight.shape if need_weight else 0)
-    kept = grad.numel() // grad.size(1) * pw_weight.size(1) if need_middle and keep else 0
-    return by_weight, vector, torch.empty_like(vector), grad.new_empty(kept)
+    return by_weight, vector, torch.empty_like(vector)
