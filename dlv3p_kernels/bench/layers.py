@@ -209,7 +209,7 @@ class Bench:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # hooks do not bear it
             if isinstance(module, nn.BatchNorm2d):
-                module.register_full_backward_hook(partial(_note_sum, sums, f"{name}.bias"))
+                module.register_full_backward_hook(partial(_note_sums, sums, name))
         results = bench.results(layer, training)
         if self.inputs[0].size(0) == 2:
             # The gradients of a norm of two values all but cancel.
@@ -237,8 +237,10 @@ class Bench:
 class Exact:
     """Results in float64, and how far off others may be that were computed in `dtype`.
 
-    Shifts in front of another batch norm have gradients that cancel; what is summed up for them has
-    been rounded itself. `sums` holds the largest of the sums of absolute terms for these.
+    Shifts and scales in front of another batch norm have gradients that cancel; what is summed up
+    for them has been rounded itself. `sums` holds for shifts the largest sum of absolute terms; for
+    scales, whose terms are those times normalised values, the root of the largest sum of squares,
+    as their roundings are independent.
     """
 
     results: Results
@@ -261,10 +263,12 @@ class Exact:
         return found
 
 
-def _note_sum(
+def _note_sums(
     sums: dict[str, float], name: str, _module: nn.Module, _input: Any, grads: tuple[Tensor, ...]
 ) -> None:
-    sums[name] = float(grads[0].abs().sum((0, 2, 3)).max())
+    by_pixel = (0, 2, 3)
+    sums[f"{name}.bias"] = float(grads[0].abs().sum(by_pixel).max())
+    sums[f"{name}.weight"] = float(grads[0].square().sum(by_pixel).max().sqrt())
 
 
 def _names(layer: nn.Module) -> list[str]:
