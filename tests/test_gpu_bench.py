@@ -112,7 +112,16 @@ def test_dispatch_probe_names_what_runs(tmp_path: Path) -> None:
         (layer, *times)
         for layer, times in zip(
             cases.LAYERS,
-            ((106.7, 549.9), (90.9, 772.7), (99.5, 840.9), (23.1, 151.1), (103.3, 532.0)),
+            (
+                (106.7, 549.9),
+                (90.9, 772.7),
+                (99.5, 840.9),
+                (23.1, 151.1),
+                (103.3, 532.0),
+                # Less what the other program has for activated low-level features in memory, and
+                # for the gradient by them.
+                (160.1, 1564.7 - 34.1),
+            ),
             strict=True,
         )
     ],

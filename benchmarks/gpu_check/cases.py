@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlv3p_kernels.bench import aspp, separable
+from dlv3p_kernels.bench import aspp, decoder, separable
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -84,13 +84,13 @@ class Layer:
     """A whole layer and its goals."""
 
     name: str
-    case: separable.Case | aspp.Case
+    case: separable.Case | aspp.Case | decoder.Case
     inference: LayerGoal
     training: LayerGoal
 
 
 _SEPARABLE_GOALS = (LayerGoal(4, 2.5, 0.65), LayerGoal(2, 1.5, 0.65))
-# ASPP at output stride 16 and 8, decoder, Xception's middle flow.
+# ASPP at output stride 16 and 8, the decoder's layers and the whole of it, Xception's middle flow.
 LAYERS = (
     Layer(
         "ASPP",
@@ -107,8 +107,12 @@ LAYERS = (
         LayerGoal(5, 3.5),
         LayerGoal(3.5, 2.5),
     ),
+    Layer("decoder", decoder.Case(16, 33, 129), LayerGoal(6, 4), LayerGoal(2.2, 1.7)),
 )
 DRY_LAYERS = (
     Layer("ASPP", aspp.Case(4, 16, 8, 9, (2, 4)), LayerGoal(1, 1), LayerGoal(1, 1)),
     Layer("separable", separable.Case(16, 24, 9), LayerGoal(1, 1), LayerGoal(1, 1)),
+    Layer(
+        "decoder", decoder.Case(2, 5, 9, classes=3, channels=16), LayerGoal(1, 1), LayerGoal(1, 1)
+    ),
 )

@@ -13,7 +13,9 @@ result.
   (the same two and X read, D written); weight gradient of the pointwise half (the same three read);
   gradients of the depthwise half (D and X read, X written).
 
-In an ASPP the branches share their passes over X, and the projection reads their raw results.
+In an ASPP the branches share their passes over X, and the projection reads their raw results. In a
+decoder X of the first convolution is the encoder output and the projected low-level features; norms
+are applied where the next convolution reads, and the classifier ends the last one in inference.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dlv3p_kernels.bench import aspp, separable
+from dlv3p_kernels.bench import aspp, decoder, separable
 
 # Of an H100 SXM: large copies and large products of bfloat16 matrices as measured, float32 on the
 # CUDA cores by its data sheet.
@@ -30,6 +32,8 @@ TENSOR_FLOPS = 798e12
 CUDA_FLOPS = 66.9e12
 _ELEMENT = 2
 _DEPTHWISE_FLOPS = 18
+
+Case = separable.Case | aspp.Case | decoder.Case
 
 
 class Pass(NamedTuple):
@@ -49,31 +53,98 @@ class Pass(NamedTuple):
         )
 
 
-def milliseconds(case: separable.Case | aspp.Case, training: bool) -> float:
+def milliseconds(case: Case, training: bool) -> float:
     """Of one inference, or of a forward in training and all gradients."""
-    passes = _aspp(case, training) if isinstance(case, aspp.Case) else _separable(case, training)
+    if isinstance(case, separable.Case):
+        passes = _separable(case, training)
+    elif isinstance(case, aspp.Case):
+        passes = _aspp(case, training)
+    else:
+        passes = _decoder(case, training)
     return 1e3 * sum(one.seconds for one in passes)
 
 
+class Halves(NamedTuple):
+    """A separable convolution of so many pixels, from `x` bytes."""
+
+    x: float
+    pixels: int
+    channels: int
+    out_channels: int
+
+    @property
+    def p(self) -> float:
+        """Bytes of the pointwise result."""
+        return _ELEMENT * self.pixels * self.out_channels
+
+    @property
+    def weight(self) -> float:
+        """Bytes of the pointwise weight."""
+        return _ELEMENT * self.channels * self.out_channels
+
+    @property
+    def product(self) -> float:
+        """Operations of the pointwise half."""
+        return 2 * self.pixels * self.channels * self.out_channels
+
+    @property
+    def stencil(self) -> float:
+        """Operations of the depthwise half."""
+        return _DEPTHWISE_FLOPS * self.pixels * self.channels
+
+    def statistics(self) -> Pass:
+        """Of the depthwise result."""
+        return Pass(self.x, 0, self.stencil)
+
+    def through(self) -> Pass:
+        """From the input to the pointwise result."""
+        return Pass(self.x + self.p + self.weight, self.product, self.stencil)
+
+    def backward(self) -> list[Pass]:
+        """From the gradient behind the last norm."""
+        x, p, d = self.x, self.p, _ELEMENT * self.pixels * self.channels
+        return [
+            Pass(2 * p),
+            Pass(2 * p + x + d + self.weight, self.product, self.stencil),
+            Pass(2 * p + x + 2 * self.weight, self.product, self.stencil),
+            Pass(d + 2 * x, 0, 3 * self.stencil),
+        ]
+
+
 def _separable(case: separable.Case, training: bool) -> Sequence[Pass]:
-    pixels = case.batch * case.output_size**2
     x = _ELEMENT * case.batch * case.size**2 * case.channels
-    d = _ELEMENT * pixels * case.channels
-    p = _ELEMENT * pixels * case.out_channels
-    weight = _ELEMENT * case.channels * case.out_channels
-    product = 2 * pixels * case.channels * case.out_channels
-    stencil = _DEPTHWISE_FLOPS * pixels * case.channels
-    through = Pass(x + p + weight, product, stencil)
+    pixels = case.batch * case.output_size**2
+    halves = Halves(x, pixels, case.channels, case.out_channels)
     if not training:
-        return [through]
-    forward = [Pass(x, 0, stencil), through, Pass(2 * p)]
-    backward = [
-        Pass(2 * p),
-        Pass(2 * p + x + d + weight, product, stencil),
-        Pass(2 * p + x + 2 * weight, product, stencil),
-        Pass(d + 2 * x, 0, 3 * stencil),
-    ]
-    return forward + backward
+        return [halves.through()]
+    return [halves.statistics(), halves.through(), Pass(2 * halves.p), *halves.backward()]
+
+
+def _decoder(case: decoder.Case, training: bool) -> Sequence[Pass]:
+    pixels, projected = case.batch * case.size**2, decoder.PROJECTED
+    low_level = _ELEMENT * pixels * decoder.LOW_LEVEL
+    q = _ELEMENT * pixels * projected
+    x = _ELEMENT * case.batch * case.source**2 * case.channels
+    projection = 2 * pixels * decoder.LOW_LEVEL * projected
+    out = _ELEMENT * pixels * case.classes
+    classifier = 2 * pixels * case.channels * case.classes
+    first = Halves(x + q, pixels, case.channels + projected, case.channels)
+    later = [Halves(first.p, pixels, case.channels, case.channels)] * (case.convs - 1)
+    convs = [first, *later]
+    project = Pass(low_level + q, projection)
+    if not training:
+        *before, last = (conv.through() for conv in convs)
+        ended = Pass(last.moved - first.p + out, last.products + classifier, last.stencils)
+        return [project, *before, ended]
+    forward = [one for conv in convs for one in (conv.statistics(), conv.through())]
+    classify = Pass(first.p + out, classifier)
+    backward = [one for conv in reversed(convs) for one in conv.backward()]
+    through_projection = Pass(2 * q + low_level, projection)
+    return [
+        project, *forward, classify,
+        classify, classify, *backward,
+        Pass(2 * q), through_projection, through_projection,
+    ]  # fmt: skip
 
 
 def _aspp(case: aspp.Case, training: bool) -> Sequence[Pass]:

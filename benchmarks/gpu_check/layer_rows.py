@@ -1,4 +1,4 @@
-"""Whole layers against stock layers: separable convolutions and ASPP, in inference and training."""
+"""Whole layers against stock layers: separable convolutions, ASPP, decoder; both directions."""
 
 from __future__ import annotations
 

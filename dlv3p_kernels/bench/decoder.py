@@ -13,11 +13,11 @@ from . import goals, layers
 from .depthwise import DTYPES, LAYOUTS
 from .separable import DEFAULT_LAYOUTS
 
-__all__ = ["CASES", "DEFAULT_LAYOUTS", "OP", "Case", "run"]
+__all__ = ["CASES", "DEFAULT_LAYOUTS", "LOW_LEVEL", "OP", "PROJECTED", "Case", "run"]
 
 OP = "decoder"
-# Of the low-level features that Xception and ResNet hand over.
-_LOW_LEVEL = 256
+# Channels of the low-level features that Xception and ResNet hand over, and after the projection.
+LOW_LEVEL, PROJECTED = 256, 48
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Case:
     def layer(self) -> Decoder:
         """As a net would make it."""
         return Decoder(
-            self.channels, _LOW_LEVEL, self.classes, channels=self.channels, convs=self.convs,
-            kernel_size=self.kernel_size, align_corners=self.align_corners,
+            self.channels, LOW_LEVEL, self.classes, low_level_channels=PROJECTED,
+            channels=self.channels, convs=self.convs, kernel_size=self.kernel_size,
+            align_corners=self.align_corners,
         )  # fmt: skip
 
     def bench(
@@ -47,7 +48,7 @@ class Case:
         """The layer and stock layers on both maps."""
         shapes = (
             (self.batch, self.channels, self.source, self.source),
-            (self.batch, _LOW_LEVEL, self.size, self.size),
+            (self.batch, LOW_LEVEL, self.size, self.size),
         )
         maps = (layers.normal_map(i, s, dtype, layout, device) for i, s in enumerate(shapes))
         return layers.Bench(self.layer(), *maps)
@@ -56,7 +57,7 @@ class Case:
         kernel = f"{self.kernel_size}x{self.kernel_size}"
         return (
             f"{self.batch}x{self.channels}x{self.source}x{self.source} to {self.size}x{self.size}"
-            f" + 48, {self.convs} {kernel} of {self.channels}, {self.classes} classes"
+            f" + {PROJECTED}, {self.convs} {kernel} of {self.channels}, {self.classes} classes"
         )
 
 

@@ -54,7 +54,7 @@ def _times(timed: Mapping[str, Any] | None) -> str:
     if not timed:
         return "-"
     stock, ours = (timed[name]["median"] for name in ("stock_ms", "ours_ms"))
-    return f"{stock:.3g} -> {ours:.3g} ms, **{timed['ratio']['median']:.2f}x**"
+    return f"{_short(stock)} -> {_short(ours)} ms, **{timed['ratio']['median']:.2f}x**"
 
 
 def _memory(row: Mapping[str, Any]) -> str:
@@ -64,7 +64,11 @@ def _memory(row: Mapping[str, Any]) -> str:
         return "-"
     kind = "kept" if "inference" in row else "peak"
     stock, ours = (memory[name][kind] for name in ("stock", "ours"))
-    return f"{kind} {stock / 1e6:.3g} -> {ours / 1e6:.3g} MB, **{ours / stock:.2f}x**"
+    return f"{kind} {_short(stock / 1e6)} -> {_short(ours / 1e6)} MB, **{ours / stock:.2f}x**"
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
 
 
 def _source(machine: Mapping[str, Any]) -> str:

@@ -113,6 +113,7 @@ def compare_step(config: TrainConfig, repeats: int) -> StepComparison:
     ]
     costs = []
     for backend, times in seconds.items():
+        trainer.optimizer.zero_grad()  # what the step before has left is not of this one
         with dk.backend(backend):
             peak = peak_of(lambda: trainer.backward(images, masks), trainer.device.type)
         costs.append(StepCost(statistics.median(times), peak))
