@@ -217,3 +217,43 @@ def test_opcheck_of_the_decoder(backend_name: str, device: str) -> None:
     torch.library.opcheck(
         ops.decoder_conv2d.default, (*source, *middle, False, "", *product, False)
     )
+
+
+@pytest.mark.parametrize("keep", (False, True))
+def test_opcheck_of_the_passes_of_separable_backward(
+    keep: bool, backend_name: str, device: str
+) -> None:
+    """Where nothing is kept between the passes, and where it is."""
+    ops = dispatch.operators(backend_name)
+    x, weight = torch.randn(2, 3, 5, 4, device=device), torch.randn(3, 1, 3, 3, device=device)
+    grad, pw_weight = torch.randn(2, 4, 5, 4, device=device), torch.randn(4, 3, 1, 1, device=device)
+    vectors = [torch.rand(3, device=device) for _ in range(4)]
+    geometry = ([1, 1], [1, 1, 1, 1], [1, 1])
+    given = (grad, x, weight, None, *geometry, None, None, 0, *vectors, 1, pw_weight)
+    first = ops.separable_conv2d_backward_reduce
+    torch.library.opcheck(first.default, (*given, True, True, keep), test_utils=CHECKS)
+    kept = first(*given, True, True, True)[-1] if keep else None
+    second = (*given, kept, vectors[0], vectors[1], True, True)
+    torch.library.opcheck(ops.separable_conv2d_backward_apply.default, second, test_utils=CHECKS)
+
+
+def test_opcheck_of_the_projection(backend_name: str, device: str) -> None:
+    """Of a pyramid: the operator that is derived, and the pieces that are not."""
+    ops = dispatch.operators(backend_name)
+    maps = [torch.randn(2, c, 5, 4, device=device) for c in (3, 2)]
+    vectors = [torch.rand(5, device=device) for _ in range(4)]
+    weight, bias = torch.randn(4, 5, 1, 1, device=device), torch.randn(4, device=device)
+    grad = torch.randn(2, 4, 5, 4, device=device)
+    fused = (maps, *vectors[:2], 1, weight, bias)
+    torch.library.opcheck(ops.aspp_projection_fused.default, fused, test_utils=CHECKS)
+    given = (grad, maps, *vectors, 1, weight)
+    torch.library.opcheck(
+        ops.aspp_projection_backward_reduce.default, (*given, True, True), test_utils=CHECKS
+    )
+    torch.library.opcheck(
+        ops.aspp_projection_backward_apply.default, (*given, *vectors[:2]), test_utils=CHECKS
+    )
+    for tensor in (*maps, vectors[2], weight):
+        tensor.requires_grad_()
+    derived = (maps, *vectors, 1, False, "", weight, bias)
+    torch.library.opcheck(ops.aspp_projection.default, derived)

@@ -6,14 +6,13 @@ that has no kernels for them puts them side by side.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._library import for_each
 from ._common import empty_in_format_of, like_map
+from ._composed import Operator, register_composed
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
 from ._pointwise import pointwise_input_gradient
@@ -154,29 +153,14 @@ def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
     return tuple(grads)
 
 
-def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
-    raise RuntimeError(f"{name} has no derivative; {OP} has one")
-
-
 # --- registration ---------------------------------------------------------------------------------
 
-_FUNCTIONS: dict[str, tuple[Any, Any]] = {
-    _FUSED: (_fused, _fake_fused),
-    OP: (_forward, _fake_forward),
-    _REDUCE: (_reduce, _fake_reduce),
-    _APPLY: (_apply, _fake_apply),
-}
-
-
-@for_each
-def _register(library: torch.library.Library) -> None:
-    ops = getattr(torch.ops, library.ns)
-    for name, (composition, fake) in _FUNCTIONS.items():
-        library.define(name + _SCHEMAS[name])
-        qualified = f"{library.ns}::{name}"
-        torch.library.register_fake(qualified, fake, lib=library)
-        library.impl(name, partial(composition, ops), "CompositeExplicitAutograd")
-        backward = partial(_no_derivative, name) if name != OP else partial(_backward, ops)
-        torch.library.register_autograd(
-            qualified, backward, setup_context=None if name != OP else _setup_context, lib=library
-        )
+register_composed(
+    {
+        _FUSED: Operator(_SCHEMAS[_FUSED], _fused, _fake_fused),
+        OP: Operator(_SCHEMAS[OP], _forward, _fake_forward, _backward, _setup_context),
+        _REDUCE: Operator(_SCHEMAS[_REDUCE], _reduce, _fake_reduce),
+        _APPLY: Operator(_SCHEMAS[_APPLY], _apply, _fake_apply),
+    },
+    derived=OP,
+)

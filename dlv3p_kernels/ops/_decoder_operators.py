@@ -7,16 +7,15 @@ interpolation and its own depthwise convolution, norm and GEMM.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import for_each
 from . import _decoder_gradients
 from ._common import empty_in_format_of, like_map, vector_dtype
+from ._composed import Operator, register_composed
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
@@ -33,33 +32,31 @@ _MIDDLE = (
     "Tensor? mid_mean, Tensor? mid_invstd, Tensor? mid_weight, Tensor? mid_bias, int mid_activation"
 )
 _RESULTS = "(Tensor output, Tensor mean, Tensor var)"
-_SCHEMAS = {
-    "decoder_conv2d_statistics": f"({_DEPTHWISE}) -> (Tensor mean, Tensor var)",
-    "decoder_conv2d_fused": (
-        f"({_DEPTHWISE}, Tensor? mid_scale, Tensor? mid_shift, int mid_activation,"
-        " Tensor pw_weight, Tensor? pw_bias, Tensor? out_scale, Tensor? out_shift,"
-        f" int out_activation, bool statistics) -> {_RESULTS}"
-    ),
-    OP: (
-        f"({_DEPTHWISE}, {_MIDDLE}, bool mid_by_batch, str group,"
-        f" Tensor pw_weight, Tensor? pw_bias, bool statistics) -> {_RESULTS}"
-    ),
-    # Gradients by the pointwise weight and by bias and weight of the norm between the halves: all
-    # that has to be known before anything goes further back through that norm.
-    "decoder_conv2d_backward_reduce": (
-        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, bool need_weight,"
-        " bool need_middle) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
-        " Tensor grad_mid_weight)"
-    ),
-    # The means are those of the gradient behind the norm, and of it times the normalised result;
-    # without them the norm's statistics are constants.
-    "decoder_conv2d_backward_apply": (
-        f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? mean_grad,"
-        " Tensor? mean_product, bool need_input, bool need_low_level, bool need_weight)"
-        " -> (Tensor grad_input, Tensor grad_low_level, Tensor grad_dw_weight,"
-        " Tensor grad_low_scale, Tensor grad_low_shift)"
-    ),
-}
+_STATISTICS = f"({_DEPTHWISE}) -> (Tensor mean, Tensor var)"
+_FUSED = (
+    f"({_DEPTHWISE}, Tensor? mid_scale, Tensor? mid_shift, int mid_activation,"
+    " Tensor pw_weight, Tensor? pw_bias, Tensor? out_scale, Tensor? out_shift,"
+    f" int out_activation, bool statistics) -> {_RESULTS}"
+)
+_DECODER = (
+    f"({_DEPTHWISE}, {_MIDDLE}, bool mid_by_batch, str group,"
+    f" Tensor pw_weight, Tensor? pw_bias, bool statistics) -> {_RESULTS}"
+)
+# Gradients by the pointwise weight and by bias and weight of the norm between the halves: all
+# that has to be known before anything goes further back through that norm.
+_REDUCE = (
+    f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, bool need_weight,"
+    " bool need_middle) -> (Tensor grad_pw_weight, Tensor grad_mid_bias,"
+    " Tensor grad_mid_weight)"
+)
+# The means are those of the gradient behind the norm, and of it times the normalised result;
+# without them the norm's statistics are constants.
+_APPLY = (
+    f"(Tensor grad, {_DEPTHWISE}, {_MIDDLE}, Tensor pw_weight, Tensor? mean_grad,"
+    " Tensor? mean_product, bool need_input, bool need_low_level, bool need_weight)"
+    " -> (Tensor grad_input, Tensor grad_low_level, Tensor grad_dw_weight,"
+    " Tensor grad_low_scale, Tensor grad_low_shift)"
+)
 # Numbers of arguments: of the source, with those of the depthwise half, with those of the norm.
 _SOURCE_END, _DEPTHWISE_END, _MIDDLE_END = 7, 11, 16
 
@@ -221,38 +218,14 @@ def _fake_apply(_grad, *arguments):  # type: ignore[no-untyped-def]
 
 # --- registration ---------------------------------------------------------------------------------
 
-_FAKES = {
-    "decoder_conv2d_statistics": _fake_statistics,
-    "decoder_conv2d_fused": _fake_fused,
-    OP: _fake_forward,
-    "decoder_conv2d_backward_reduce": _fake_reduce,
-    "decoder_conv2d_backward_apply": _fake_apply,
-}
-_COMPOSITIONS = {
-    "decoder_conv2d_statistics": _statistics,
-    "decoder_conv2d_fused": _fused,
-    OP: _forward,
-    "decoder_conv2d_backward_reduce": _backward_reduce,
-    "decoder_conv2d_backward_apply": _backward_apply,
-}
-
-
-def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
-    raise RuntimeError(f"{name} has no derivative; {OP} has one")
-
-
-@for_each
-def _register(library: torch.library.Library) -> None:
-    ops = getattr(torch.ops, library.ns)
-    for name, schema in _SCHEMAS.items():
-        library.define(name + schema)
-        qualified = f"{library.ns}::{name}"
-        torch.library.register_fake(qualified, _FAKES[name], lib=library)
-        library.impl(name, partial(_COMPOSITIONS[name], ops), "CompositeExplicitAutograd")
-        backward, setup_context = partial(_no_derivative, name), None
-        if name == OP:
-            backward = partial(_decoder_gradients.backward, ops)
-            setup_context = _decoder_gradients.setup_context
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=library
-        )
+_DERIVED = (_decoder_gradients.backward, _decoder_gradients.setup_context)
+register_composed(
+    {
+        "decoder_conv2d_statistics": Operator(_STATISTICS, _statistics, _fake_statistics),
+        "decoder_conv2d_fused": Operator(_FUSED, _fused, _fake_fused),
+        OP: Operator(_DECODER, _forward, _fake_forward, *_DERIVED),
+        "decoder_conv2d_backward_reduce": Operator(_REDUCE, _backward_reduce, _fake_reduce),
+        "decoder_conv2d_backward_apply": Operator(_APPLY, _backward_apply, _fake_apply),
+    },
+    derived=OP,
+)

@@ -6,13 +6,12 @@ has no kernel of its own for them composes them of its depthwise convolution and
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 
-from .._library import for_each
 from ._common import empty_in_format_of, vector_dtype
+from ._composed import Operator, register_composed
 from ._depthwise import output_size
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
@@ -24,21 +23,19 @@ _DEPTHWISE = (
     "Tensor input, Tensor dw_weight, Tensor? dw_bias, int[] stride, int[] padding, int[] dilation,"
     " Tensor? in_scale, Tensor? in_shift, int in_activation"
 )
-_SCHEMAS = {
-    "depthwise_conv2d_statistics": f"({_DEPTHWISE}) -> (Tensor mean, Tensor var)",
-    "separable_conv2d_fused": (
-        f"({_DEPTHWISE}, Tensor? mid_scale, Tensor? mid_shift, int mid_activation,"
-        " Tensor pw_weight, Tensor? pw_bias, Tensor? out_scale, Tensor? out_shift,"
-        " int out_activation, Tensor? residual, bool statistics)"
-        " -> (Tensor output, Tensor mean, Tensor var)"
-    ),
-    OP: (
-        f"({_DEPTHWISE}, Tensor? mid_mean, Tensor? mid_invstd, Tensor? mid_weight,"
-        " Tensor? mid_bias, int mid_activation, bool mid_by_batch, str group,"
-        " Tensor pw_weight, Tensor? pw_bias, bool statistics)"
-        " -> (Tensor output, Tensor mean, Tensor var)"
-    ),
-}
+_STATISTICS = f"({_DEPTHWISE}) -> (Tensor mean, Tensor var)"
+_FUSED = (
+    f"({_DEPTHWISE}, Tensor? mid_scale, Tensor? mid_shift, int mid_activation,"
+    " Tensor pw_weight, Tensor? pw_bias, Tensor? out_scale, Tensor? out_shift,"
+    " int out_activation, Tensor? residual, bool statistics)"
+    " -> (Tensor output, Tensor mean, Tensor var)"
+)
+_SEPARABLE = (
+    f"({_DEPTHWISE}, Tensor? mid_mean, Tensor? mid_invstd, Tensor? mid_weight,"
+    " Tensor? mid_bias, int mid_activation, bool mid_by_batch, str group,"
+    " Tensor pw_weight, Tensor? pw_bias, bool statistics)"
+    " -> (Tensor output, Tensor mean, Tensor var)"
+)
 
 
 # --- composition ----------------------------------------------------------------------------------
@@ -130,34 +127,13 @@ def _backward(ops: Any, ctx, grad, *_statistics):  # type: ignore[no-untyped-def
     return gradients(ops, grad, halves, ctx.needs_input_grad)
 
 
-def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
-    raise RuntimeError(f"{name} has no derivative; separable_conv2d has one")
-
-
 # --- registration ---------------------------------------------------------------------------------
 
-_FAKES = {
-    "depthwise_conv2d_statistics": _fake_statistics,
-    "separable_conv2d_fused": _fake_fused,
-    OP: _fake_separable,
-}
-_COMPOSITIONS = {
-    "depthwise_conv2d_statistics": _statistics,
-    "separable_conv2d_fused": composed,
-    OP: _forward,
-}
-
-
-@for_each
-def _register(library: torch.library.Library) -> None:
-    ops = getattr(torch.ops, library.ns)
-    for name, schema in _SCHEMAS.items():
-        library.define(name + schema)
-        qualified = f"{library.ns}::{name}"
-        torch.library.register_fake(qualified, _FAKES[name], lib=library)
-        library.impl(name, partial(_COMPOSITIONS[name], ops), "CompositeExplicitAutograd")
-        backward = partial(_no_derivative, name) if name != OP else partial(_backward, ops)
-        setup_context = None if name != OP else _setup_context
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=library
-        )
+register_composed(
+    {
+        "depthwise_conv2d_statistics": Operator(_STATISTICS, _statistics, _fake_statistics),
+        "separable_conv2d_fused": Operator(_FUSED, composed, _fake_fused),
+        OP: Operator(_SEPARABLE, _forward, _fake_separable, _backward, _setup_context),
+    },
+    derived=OP,
+)

@@ -8,14 +8,14 @@ as the definitions below are, the two passes would compute the depthwise half on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._library import LIBRARY, for_each
+from .._library import LIBRARY
 from ._common import empty_in_format_of, vector_dtype
+from ._composed import Operator, register_composed
 from ._norm_operators import IDENTITY
 from ._pointwise import pointwise_input_gradient
 from ._two_passes import composed_first, fake_first, norm_arguments
@@ -26,19 +26,15 @@ _ARGUMENTS = (
     " Tensor? mid_invstd, Tensor? mid_weight, Tensor? mid_bias, int mid_activation,"
     " Tensor pw_weight"
 )
-_REDUCE = "separable_conv2d_backward_reduce"
-_APPLY = "separable_conv2d_backward_apply"
-_SCHEMAS = {
-    _REDUCE: (
-        f"({_ARGUMENTS}, bool need_weight, bool need_middle, bool keep)"
-        " -> (Tensor grad_pw_weight, Tensor grad_mid_bias, Tensor grad_mid_weight, Tensor kept)"
-    ),
-    _APPLY: (
-        f"({_ARGUMENTS}, Tensor? kept, Tensor? mean_grad, Tensor? mean_product, bool need_input,"
-        " bool need_weight) -> (Tensor grad_input, Tensor grad_dw_weight, Tensor grad_in_scale,"
-        " Tensor grad_in_shift)"
-    ),
-}
+_REDUCE = (
+    f"({_ARGUMENTS}, bool need_weight, bool need_middle, bool keep)"
+    " -> (Tensor grad_pw_weight, Tensor grad_mid_bias, Tensor grad_mid_weight, Tensor kept)"
+)
+_APPLY = (
+    f"({_ARGUMENTS}, Tensor? kept, Tensor? mean_grad, Tensor? mean_product, bool need_input,"
+    " bool need_weight) -> (Tensor grad_input, Tensor grad_dw_weight, Tensor grad_in_scale,"
+    " Tensor grad_in_shift)"
+)
 # Rows of gradients that neighbouring pieces share: with more of them whole maps are cheaper.
 _MOST_SHARED_ROWS = 4
 
@@ -103,18 +99,10 @@ def _fake_apply(_grad, x, dw_weight, *arguments):  # type: ignore[no-untyped-def
     )
 
 
-def _no_derivative(name: str, ctx, *_grads):  # type: ignore[no-untyped-def]
-    raise RuntimeError(f"{name} has no derivative; separable_conv2d has one")
-
-
-@for_each
-def _register(library: torch.library.Library) -> None:
-    ops = getattr(torch.ops, library.ns)
-    for name, fake, composition in (
-        (_REDUCE, _fake_reduce, _reduce), (_APPLY, _fake_apply, _apply),
-    ):  # fmt: skip
-        library.define(name + _SCHEMAS[name])
-        qualified = f"{library.ns}::{name}"
-        torch.library.register_fake(qualified, fake, lib=library)
-        library.impl(name, partial(composition, ops), "CompositeExplicitAutograd")
-        torch.library.register_autograd(qualified, partial(_no_derivative, name), lib=library)
+register_composed(
+    {
+        "separable_conv2d_backward_reduce": Operator(_REDUCE, _reduce, _fake_reduce),
+        "separable_conv2d_backward_apply": Operator(_APPLY, _apply, _fake_apply),
+    },
+    derived="separable_conv2d",
+)
