@@ -104,7 +104,7 @@ def test_the_list_is_that_of_the_net() -> None:
 @pytest.mark.parametrize("case", ASPP, ids=str)
 def test_stock_layers_stand_for_ours(case: aspp.Case) -> None:
     layer = case.layer()
-    layers.fill(layer)
+    layers.fill(layer, pixels=162)
     stock = stock_of(layer)
     assert list(stock.state_dict()) == list(layer.state_dict())
     assert not any(type(m).__module__.startswith("dlv3p_kernels.nn") for m in stock.modules())

@@ -7,6 +7,7 @@ other than float32 both run under autocast, on an input of that dtype.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ Layer = SeparableConv2d | ASPP | Decoder
 Results = dict[str, Tensor]
 # Maps are compared on so many channels, spread over all blocks.
 _CHECKED_CHANNELS = 32
-# Deviations that the norms in front of an activation shift its argument from its corner, some
-# channels downwards: rounding then decides about no gradient.
-_OFF_CORNER = 6.0
+# Norms in front of an activation shift its argument from its corner, some channels downwards, so far
+# that of as many normal values as a map has hardly one lies beyond: rounding then decides about no
+# gradient.
 _DOWNWARDS_EVERY = 16
 
 
@@ -126,10 +127,10 @@ class Bench:
 
     def __init__(self, layer: Layer, x: Tensor, beside: Tensor | None = None) -> None:
         self.ours: nn.Module = layer
-        fill(layer)
+        self.inputs = [x] if beside is None else [x, beside]
+        fill(layer, max(t.numel() // t.size(1) for t in self.inputs))
         layer.to(x.device)
         self.stock: nn.Module = stock_of(layer)
-        self.inputs = [x] if beside is None else [x, beside]
         self.grad = _normal(7, self.infer(self.ours)())
 
     def infer(self, layer: nn.Module) -> Callable[[], Tensor]:
@@ -210,6 +211,8 @@ class Bench:
                 module.inplace = False  # hooks do not bear it
             if isinstance(module, nn.BatchNorm2d):
                 module.register_full_backward_hook(partial(_note_sums, sums, name))
+            if isinstance(module, nn.Conv2d) and module.groups == 1:
+                module.register_forward_hook(partial(_note_conv, sums, name))
         results = bench.results(layer, training)
         if self.inputs[0].size(0) == 2:
             # The gradients of a norm of two values all but cancel.
@@ -237,10 +240,10 @@ class Bench:
 class Exact:
     """Results in float64, and how far off others may be that were computed in `dtype`.
 
-    Shifts and scales in front of another batch norm have gradients that cancel; what is summed up
-    for them has been rounded itself. `sums` holds for shifts the largest sum of absolute terms; for
-    scales, whose terms are those times normalised values, the root of the largest sum of squares,
-    as their roundings are independent.
+    Shifts, scales and weights in front of another batch norm have gradients that cancel; what is
+    summed up for them has been rounded itself. `sums` holds for shifts the largest sum of absolute
+    terms; for scales and weights, whose terms are those times other values, the root of the largest
+    sum of squares times the root of the mean square of these, as their roundings are independent.
     """
 
     results: Results
@@ -269,6 +272,18 @@ def _note_sums(
     by_pixel = (0, 2, 3)
     sums[f"{name}.bias"] = float(grads[0].abs().sum(by_pixel).max())
     sums[f"{name}.weight"] = float(grads[0].square().sum(by_pixel).max().sqrt())
+
+
+def _note_conv(
+    sums: dict[str, float], name: str, _conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    if output.requires_grad:
+        size = float(inputs[0].detach().square().mean().sqrt())
+
+        def note(grad: Tensor) -> None:
+            sums[f"{name}.weight"] = size * float(grad.square().sum((0, 2, 3)).max().sqrt())
+
+        output.register_hook(note)
 
 
 def _names(layer: nn.Module) -> list[str]:
@@ -306,8 +321,8 @@ def normal_map(
 
 
 @torch.no_grad()
-def fill(layer: Layer) -> None:
-    """Give parameters and buffers values, the same at every call."""
+def fill(layer: Layer, pixels: int) -> None:
+    """Give parameters and buffers values, the same at every call, for maps of so many pixels."""
     generator = torch.Generator().manual_seed(1)
     for conv in layer.modules():
         if isinstance(conv, nn.Conv2d):
@@ -318,7 +333,8 @@ def fill(layer: Layer) -> None:
         norm.bias.normal_(generator=generator)
         if activation != "identity":
             down = torch.arange(norm.num_features) % _DOWNWARDS_EVERY == 1
-            norm.bias.copy_(_OFF_CORNER * norm.weight * torch.where(down, -1.0, 1.0))
+            off_corner = math.sqrt(2 * math.log(pixels * norm.num_features)) * norm.weight
+            norm.bias.copy_(torch.where(down, -off_corner, off_corner))
         assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.normal_(0, 0.1, generator=generator)
         norm.running_var.uniform_(0.5, 1.5, generator=generator)
