@@ -29,10 +29,11 @@ Layer = SeparableConv2d | ASPP | Decoder
 Results = dict[str, Tensor]
 # Maps are compared on so many channels, spread over all blocks.
 _CHECKED_CHANNELS = 32
-# Norms in front of an activation shift its argument from its corner, some channels downwards, so far
-# that of as many normal values as a map has hardly one lies beyond: rounding then decides about no
-# gradient.
+# Norms in front of an activation shift its argument from its corner, some channels downwards, so
+# far that of as many normal values as a map has hardly one lies beyond: rounding then decides about
+# no gradient.
 _DOWNWARDS_EVERY = 16
+_PIXELS = (0, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,9 @@ class Bench:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # hooks do not bear it
             if isinstance(module, nn.BatchNorm2d):
-                module.register_full_backward_hook(partial(_note_sums, sums, name))
+                module.register_forward_hook(partial(_note, sums, name, _behind_norm))
             if isinstance(module, nn.Conv2d) and module.groups == 1:
-                module.register_forward_hook(partial(_note_conv, sums, name))
+                module.register_forward_hook(partial(_note, sums, name, _root_mean_square))
         results = bench.results(layer, training)
         if self.inputs[0].size(0) == 2:
             # The gradients of a norm of two values all but cancel.
@@ -242,8 +243,9 @@ class Exact:
 
     Shifts, scales and weights in front of another batch norm have gradients that cancel; what is
     summed up for them has been rounded itself. `sums` holds for shifts the largest sum of absolute
-    terms; for scales and weights, whose terms are those times other values, the root of the largest
-    sum of squares times the root of the mean square of these, as their roundings are independent.
+    terms; for scales and weights, whose terms are those times values that were rounded in front of
+    the norm or the product, the root of the largest sum of squares times the size of these, as
+    their roundings are independent.
     """
 
     results: Results
@@ -266,24 +268,38 @@ class Exact:
         return found
 
 
-def _note_sums(
-    sums: dict[str, float], name: str, _module: nn.Module, _input: Any, grads: tuple[Tensor, ...]
+def _note(
+    sums: dict[str, float],
+    name: str,
+    size_of: Callable[[Tensor], Tensor],
+    _module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
 ) -> None:
-    by_pixel = (0, 2, 3)
-    sums[f"{name}.bias"] = float(grads[0].abs().sum(by_pixel).max())
-    sums[f"{name}.weight"] = float(grads[0].square().sum(by_pixel).max().sqrt())
+    """Keep what the roundings behind the gradients of a layer's parameters sum up to."""
+    if not output.requires_grad:
+        return
+    size = float(size_of(inputs[0].detach()))
+
+    def note(grad: Tensor) -> None:
+        sums[f"{name}.bias"] = float(grad.abs().sum(_PIXELS).max())
+        sums[f"{name}.weight"] = size * float(grad.square().sum(_PIXELS).max().sqrt())
+
+    output.register_hook(note)
 
 
-def _note_conv(
-    sums: dict[str, float], name: str, _conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
-    if output.requires_grad:
-        size = float(inputs[0].detach().square().mean().sqrt())
+def _root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()
 
-        def note(grad: Tensor) -> None:
-            sums[f"{name}.weight"] = size * float(grad.square().sum((0, 2, 3)).max().sqrt())
 
-        output.register_hook(note)
+def _behind_norm(x: Tensor) -> Tensor:
+    """The size that values in front of a norm would have behind it, were they not centred.
+
+    Constant channels, where an activation has let nothing pass, have no size.
+    """
+    variance = x.var(_PIXELS, correction=0)
+    relative = torch.where(variance > 0, x.square().mean(_PIXELS) / variance, 0)
+    return relative.max().sqrt()
 
 
 def _names(layer: nn.Module) -> list[str]:
