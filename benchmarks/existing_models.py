@@ -57,13 +57,17 @@ def main() -> int:
                 row = _row(name, stride, dtype, options)
                 rows.append(row)
                 print(_line(row), flush=True)
-    recorded = {"op": OP, "machine": facts, "rows": rows}
+                # After each: a row takes minutes, and may be the last one.
+                _write({"op": OP, "machine": facts, "rows": rows}, options)
+    return int(any(row["failures"] for row in rows))
+
+
+def _write(recorded: dict[str, Any], options: argparse.Namespace) -> None:
     if options.json:
         report.write_json(options.json, recorded)
     if options.output:
         report.write_json(options.output / "cpu" / f"{OP}.json", recorded)
         (options.output / "cpu" / f"{OP}.md").write_text(report.markdown(recorded))
-    return int(any(row["failures"] for row in rows))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -48,7 +48,8 @@ def kept_by(forward: Callable[[], Tensor]) -> dict[int, int]:
     def keep(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return t
+        # An output that its own graph kept would keep that graph for ever.
+        return t.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         output = forward()  # in a variable, or storages would be given out twice

@@ -57,7 +57,8 @@ def _kept(forward: Callable[[], Tensor], without: set[tuple[int, int]]) -> int:
 
     def pack(t: Tensor) -> Tensor:
         found.add(_storage(t))
-        return t
+        # An output that its own graph kept would keep that graph for ever.
+        return t.detach()
 
     with saved_tensors_hooks(pack, lambda t: t):
         output = forward()  # in a variable, or storages would be given out twice
