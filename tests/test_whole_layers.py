@@ -193,7 +193,10 @@ def test_mixed_precision_with_a_scaler(family: Family, dtype: torch.dtype) -> No
 @every_family
 def test_activation_checkpointing(family: Family, reentrant: bool) -> None:
     ours, stocks = (layer.double() for layer in family.layers())
-    assert_checkpoints(ours, stocks, family.inputs, reentrant)
+    # The last bits of the decoder's products of matrices differ from call to call.
+    has_decoder = any(isinstance(m, dk.nn.Decoder) for m in ours.modules())
+    tolerance = 1e-12 if has_decoder else 0.0
+    assert_checkpoints(ours, stocks, family.inputs, reentrant, tolerance)
 
 
 CHECKS = ("test_schema", "test_faketensor")
