@@ -213,6 +213,9 @@ def test_opcheck_of_the_decoder(backend_name: str, device: str) -> None:
     middle = (t["middle_mean"], t["middle_weight"], t["middle_weight"], t["middle_bias"], 1)
     product = (t["pw_weight"], t["pw_bias"])
     torch.library.opcheck(ops.decoder_conv2d_statistics.default, source, test_utils=CHECKS)
+    torch.library.opcheck(ops.decoder_depthwise.default, (*source, *middle[2:]), test_utils=CHECKS)
+    back = (torch.ones(2, 5, 5, 4, device=device), *source[:8], *half[2:], True, True, True)
+    torch.library.opcheck(ops.decoder_depthwise_backward.default, back, test_utils=CHECKS)
     fused = (*source, *middle[2:], *product, t["end_weight"], t["end_bias"], 3, False)
     torch.library.opcheck(ops.decoder_conv2d_fused.default, fused, test_utils=CHECKS)
     for tensor in (t["x"], t["low_level"], t["dw_weight"], t["pw_weight"]):

@@ -48,13 +48,20 @@ def _statistics(ops: Any, *arguments):  # type: ignore[no-untyped-def]
 
 def composed(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
     """`separable_conv2d_fused` of the other operators of a namespace."""
-    (*depthwise, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual,
-     statistics) = arguments  # fmt: skip
-    maps, empty, _ = ops.depthwise_conv2d_fused(x, *depthwise, False)
+    *depthwise, pw_weight, pw_bias = arguments[:13]
+    maps = ops.depthwise_conv2d_fused(x, *depthwise, False)[0]
+    return composed_pointwise(ops, maps, pw_weight, pw_bias, *arguments[13:])
+
+
+def composed_pointwise(  # type: ignore[no-untyped-def]
+    ops: Any, maps, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual, statistics
+):
+    """Its pointwise half, from the depthwise results with all that stands behind them."""
     output = pointwise(maps, pw_weight, pw_bias)
+    empty = output.new_empty(0, dtype=vector_dtype(output))
     mean, var = ops.batch_norm_stats(output) if statistics else (empty, empty.clone())
     if out_scale is not None or out_activation != IDENTITY or residual is not None:
-        zero = output.new_zeros(output.size(1), dtype=vector_dtype(x))
+        zero = output.new_zeros(output.size(1), dtype=vector_dtype(output))
         scale = torch.ones_like(zero) if out_scale is None else out_scale
         norm = (zero, scale, None, out_shift)
         added = residual if out_activation == IDENTITY else None
