@@ -160,7 +160,7 @@ def workspace(like: Tensor, programs: int, rows: int, channels: int) -> Tensor:
 def merged_moments(partials: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance from the (programs, MOMENT_ROWS, channels) of the kernels."""
     parts, _, channels = partials.shape
-    mean, var = partials.new_empty(2, channels).unbind()
+    mean, var = partials.new_empty(channels), partials.new_empty(channels)
     merge_moments_kernel[(triton.cdiv(channels, PART_CHANNELS),)](
         partials, mean, var, parts, channels, **_parts(parts), **OPTIONS
     )
