@@ -59,7 +59,7 @@ def depthwise_conv2d_fused(
         return result, nothing, nothing.clone()
     vectors = [launch.vector(v) for v in (bias, in_scale, in_shift, out_scale, out_shift)]
     with torch.cuda.device_of(x):
-        partials = _forward(
+        partials = forward(
             geometry, launch.dense(x, nhwc), weight, result, vectors,
             {"IN_ACTIVATION": in_activation, "OUT_ACTIVATION": out_activation},
             statistics, nhwc,
@@ -89,7 +89,7 @@ def depthwise_conv2d_statistics(
     vectors = [launch.vector(v) for v in (bias, in_scale, in_shift)]
     activations = {"IN_ACTIVATION": in_activation, "OUT_ACTIVATION": IDENTITY}
     with torch.cuda.device_of(x):
-        partials = _forward(
+        partials = forward(
             geometry, launch.dense(x, nhwc), weight, None, [*vectors, None, None], activations,
             True, nhwc,
         )  # fmt: skip
@@ -97,7 +97,7 @@ def depthwise_conv2d_statistics(
         return launch.merged_moments(partials)
 
 
-def _forward(
+def forward(
     geometry: Geometry,
     x: Tensor,
     weight: Tensor,
@@ -107,7 +107,10 @@ def _forward(
     statistics: bool,
     nhwc: bool,
 ) -> Tensor | None:
-    """Writes `result`, where there is one; the workspace of the statistics comes back."""
+    """Writes `result`, where there is one; the workspace of the statistics comes back.
+
+    It may be a range of the channels of a dense map.
+    """
     batch, channels = x.shape[:2]
     height, width = geometry.output_size(x.size(2), x.size(3))
     lines = Lines.of(height, geometry.dilation[0]) if geometry.in_lines else None
@@ -118,9 +121,10 @@ def _forward(
         launch.workspace(x, tile.programs, launch.MOMENT_ROWS, channels) if statistics else None
     )
     bias, *affines = vectors
-    sizes = map_sizes(x, (height, width))
+    whole = channels if result is None else launch.whole_channels(result, nhwc)
+    unit, sizes = map_sizes(x, (height, width), whole)
     constants: dict[str, Any] = {
-        "UNIT": launch.unit_of(channels), "KH": geometry.kernel[0], "KW": geometry.kernel[1],
+        "UNIT": unit, "KH": geometry.kernel[0], "KW": geometry.kernel[1],
         "STATISTICS": statistics, **activations, **tile.constants, **launch.OPTIONS,
     }  # fmt: skip
     offsets = [-p for p in geometry.before]

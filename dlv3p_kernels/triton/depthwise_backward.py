@@ -49,7 +49,7 @@ def depthwise_conv2d_fused_backward(
     """Gradients by input, weight, and scale and shift of the prologue."""
     nhwc = launch.is_nhwc(x)
     channels = x.size(1)
-    results = _Gradients(
+    results = Gradients(
         launch.empty_map(x, tuple(x.shape), nhwc) if need_input else x.new_empty(0),
         torch.empty_like(weight, memory_format=torch.contiguous_format)
         if need_weight
@@ -62,10 +62,9 @@ def depthwise_conv2d_fused_backward(
     elif need_input or need_weight:
         geometry = Geometry.of(weight, stride, padding, dilation)
         prologue = (launch.vector(in_scale), launch.vector(in_shift))
-        run = _backward_in_lines if geometry.in_lines else _backward_by_taps
         with torch.cuda.device_of(x):
-            run(
-                geometry, launch.dense(grad, nhwc), launch.dense(x, nhwc), weight, prologue,
+            backward(
+                geometry, launch.channel_range(grad, nhwc), launch.dense(x, nhwc), weight, prologue,
                 in_activation, results, nhwc,
             )  # fmt: skip
     if not results.by_affine.numel():
@@ -75,12 +74,27 @@ def depthwise_conv2d_fused_backward(
     return results.by_input, results.by_weight, by_scale, by_shift
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     """What backward fills; without elements where it is not wanted."""
 
     by_input: Tensor
     by_weight: Tensor
     by_affine: Tensor  # (2, channels): scale, shift
+
+
+def backward(
+    geometry: Geometry,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    prologue: tuple[Tensor | None, Tensor | None],
+    activation: int,
+    results: Gradients,
+    nhwc: bool,
+) -> None:
+    """Fills `results`. `grad` may be a range of the channels of a dense map; `x` is dense."""
+    run = _backward_in_lines if geometry.in_lines else _backward_by_taps
+    run(geometry, grad, x, weight, prologue, activation, results, nhwc)
 
 
 def _backward_in_lines(
@@ -90,7 +104,7 @@ def _backward_in_lines(
     weight: Tensor,
     prologue: tuple[Tensor | None, Tensor | None],
     activation: int,
-    results: _Gradients,
+    results: Gradients,
     nhwc: bool,
 ) -> None:
     """All gradients in one pass over the output's gradient and the input."""
@@ -104,11 +118,11 @@ def _backward_in_lines(
         p - d * (k - 1)
         for p, d, k in zip(geometry.before, geometry.dilation, geometry.kernel, strict=True)
     ]
+    unit, sizes = map_sizes(grad, x.shape[2:], launch.whole_channels(grad, nhwc))
     depthwise_lines_bwd_kernel[tile.grid](
         grad, weight.contiguous(), x, results.by_input, *prologue, partials,
-        *map_sizes(grad, x.shape[2:]), *offsets, *geometry.dilation,
-        lines.phases, lines.segments,
-        UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1],
+        *sizes, *offsets, *geometry.dilation, lines.phases, lines.segments,
+        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1],
         ROWS=lines.rows, IN_ACTIVATION=activation,
         NEED_INPUT=bool(results.by_input.numel()), NEED_WEIGHT=bool(results.by_weight.numel()),
         **tile.constants, **launch.OPTIONS,
@@ -126,7 +140,7 @@ def _backward_by_taps(
     weight: Tensor,
     prologue: tuple[Tensor | None, Tensor | None],
     activation: int,
-    results: _Gradients,
+    results: Gradients,
     nhwc: bool,
 ) -> None:
     """One pass for each gradient."""
@@ -143,19 +157,19 @@ def _input_gradient(
     weight: Tensor,
     prologue: tuple[Tensor | None, Tensor | None],
     activation: int,
-    results: _Gradients,
+    results: Gradients,
     nhwc: bool,
 ) -> None:
     batch, channels, height, width = x.shape
     lanes = batch * height * width
     tile = launch.tile_of(nhwc, channels, lanes, launch.FORWARD_PER_THREAD, x, grad)
     partials = launch.workspace(x, tile.programs, 2, channels)
+    unit, sizes = map_sizes(grad, x.shape[2:], launch.whole_channels(grad, nhwc))
     depthwise_taps_kernel[tile.grid](
         grad, tap_major(weight), None, results.by_input, *prologue, None, None, x, partials,
-        *map_sizes(grad, x.shape[2:]),
-        1, 1, *geometry.before, *(-d for d in geometry.dilation),
+        *sizes, 1, 1, *geometry.before, *(-d for d in geometry.dilation),
         DOWN_H=geometry.stride[0], DOWN_W=geometry.stride[1], BACKWARD=True,
-        UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1],
+        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1],
         IN_ACTIVATION=activation, OUT_ACTIVATION=IDENTITY, STATISTICS=False,
         **tile.constants, **launch.OPTIONS,
     )  # fmt: skip
@@ -179,11 +193,11 @@ def _weight_gradient(
     groups = triton.cdiv(geometry.taps, taps)
     grid = (*tile.grid, groups)
     partials = launch.workspace(x, tile.programs, groups * taps, channels)
+    unit, sizes = map_sizes(x, grad.shape[2:], launch.whole_channels(grad, nhwc))
     depthwise_taps_wgrad_kernel[grid](
-        x, grad, *prologue, partials,
-        *map_sizes(x, grad.shape[2:]),
+        x, grad, *prologue, partials, *sizes,
         *geometry.stride, *(-p for p in geometry.before), *geometry.dilation,
-        UNIT=launch.unit_of(channels), KH=geometry.kernel[0], KW=geometry.kernel[1], TAPS=taps,
+        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1], TAPS=taps,
         IN_ACTIVATION=activation, **tile.constants, **launch.OPTIONS,
     )  # fmt: skip
     launch.summed(partials, 0, by_weight.view(channels, -1).t())

@@ -72,10 +72,17 @@ class Lines(NamedTuple):
         return cls(triton.cdiv(length, segments), phases, segments)
 
 
-def map_sizes(source: Tensor, result: Sequence[int]) -> tuple[int, ...]:
-    """Sizes in the order of the kernels' arguments; `result` is height and width."""
+def map_sizes(source: Tensor, result: Sequence[int], whole: int) -> tuple[int, tuple[int, ...]]:
+    """The unit of channels, and sizes in the order of the kernels' arguments.
+
+    Args:
+        source: what is read.
+        result: height and width of what is made.
+        whole: channels of the map that the convolution's output is a range of.
+    """
     batch, channels, height, width = source.shape
-    return batch, channels // launch.unit_of(channels), height, width, *result
+    unit = launch.unit_of(channels, whole)
+    return unit, (batch, channels // unit, whole // unit, height, width, *result)
 
 
 def tap_major(weight: Tensor) -> Tensor:

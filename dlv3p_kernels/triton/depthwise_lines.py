@@ -30,8 +30,8 @@ from .blocks import (
 )
 from .moments import add_moments, no_moments, store_moments
 
-RUNTIME = ["batch", "channel_units", "source_h", "source_w", "result_h", "result_w", "offset_h",
-           "offset_w", "dilation_h", "dilation_w", "phases", "segments"]  # fmt: skip
+RUNTIME = ["batch", "channel_units", "whole_units", "source_h", "source_w", "result_h", "result_w",
+           "offset_h", "offset_w", "dilation_h", "dilation_w", "phases", "segments"]  # fmt: skip
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def load_taps(
 @triton.jit(do_not_specialize=RUNTIME)
 def depthwise_lines_fwd_kernel(
     source, weight, bias, result, in_scale, in_shift, out_scale, out_shift, partials,
-    batch, channel_units, source_h, source_w, result_h, result_w,
+    batch, channel_units, whole_units, source_h, source_w, result_h, result_w,
     offset_h, offset_w, dilation_h, dilation_w, phases, segments,
     UNIT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr,
     IN_ACTIVATION: tl.constexpr, OUT_ACTIVATION: tl.constexpr, STATISTICS: tl.constexpr,
@@ -68,9 +68,11 @@ def depthwise_lines_fwd_kernel(
 ):  # fmt: skip
     """Tap (kh, kw) of the result at (row, column) lies at row + offset_h + kh * dilation_h, ...
 
-    Without `result` the statistics alone are gathered, of what would be stored.
+    The result is a range of the channels of a map with `whole_units`. Without it the statistics
+    alone are gathered, of what would be stored.
     """
     channels = channel_units * UNIT
+    whole = whole_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
     taps = load_taps(weight, channel, channel_ok, KH, KW, False)
@@ -84,7 +86,7 @@ def depthwise_lines_fwd_kernel(
         lane_ok = image < batch
         ok = lane_ok & channel_ok
         from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
-        to = map_offset(image, channel, result_h, result_w, channels, NHWC)
+        to = map_offset(image, channel, result_h, result_w, whole, NHWC)
         sums = zero_tiles(ROWS, LANES, CHANNELS, NHWC)
         for i in tl.static_range(ROWS + KH - 1):
             y = row + offset_h + i * dilation_h
@@ -103,7 +105,7 @@ def depthwise_lines_fwd_kernel(
                 value = finished(sums[i - KH + 1], start, behind, OUT_ACTIVATION)
                 stored = value.to(source.dtype.element_ty)
                 if result is not None:
-                    there = to + pixel_offset(made, column, result_w, channels, NHWC)
+                    there = to + pixel_offset(made, column, result_w, whole, NHWC)
                     tl.store(result + there, stored, mask=ok & (made < result_h))
                 made_ok = lane_ok & (made < result_h)
                 moments = add_moments(moments, stored.to(tl.float32), made_ok)
@@ -113,7 +115,7 @@ def depthwise_lines_fwd_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def depthwise_lines_bwd_kernel(
     source, weight, input, result, in_scale, in_shift, partials,
-    batch, channel_units, source_h, source_w, result_h, result_w,
+    batch, channel_units, whole_units, source_h, source_w, result_h, result_w,
     offset_h, offset_w, dilation_h, dilation_w, phases, segments,
     UNIT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr,
     IN_ACTIVATION: tl.constexpr, NEED_INPUT: tl.constexpr, NEED_WEIGHT: tl.constexpr,
@@ -122,10 +124,12 @@ def depthwise_lines_bwd_kernel(
 ):  # fmt: skip
     """Both gradients in one pass: every tap of `source`, the output's gradient, serves both.
 
+    `source` is a range of the channels of a map with `whole_units`.
     `result` is the input's gradient. `partials` (programs, KH * KW + 2, channels) receives sums for
     the weight, in the order of its taps, then for scale and shift of the prologue.
     """
     channels = channel_units * UNIT
+    whole = whole_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
     taps = load_taps(weight, channel, channel_ok, KH, KW, True)
@@ -136,7 +140,7 @@ def depthwise_lines_bwd_kernel(
         lane = lanes_of(step, BLOCKS, LANES, NHWC, WIDE)
         image, row, column = line_of(lane, result_w, phases, segments, dilation_h, ROWS)
         lane_ok = image < batch
-        from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
+        from_ = source + map_offset(image, channel, source_h, source_w, whole, NHWC)
         base = map_offset(image, channel, result_h, result_w, channels, NHWC)
         sums = zero_tiles(ROWS, LANES, CHANNELS, NHWC)
         inputs = ()
@@ -151,7 +155,7 @@ def depthwise_lines_bwd_kernel(
             for kw in tl.static_range(KW):
                 x = column + offset_w + kw * dilation_w
                 inside = y_ok & (x >= 0) & (x < source_w)
-                at = from_ + pixel_offset(y, x, source_w, channels, NHWC)
+                at = from_ + pixel_offset(y, x, source_w, whole, NHWC)
                 value = tl.load(at, mask=inside & channel_ok, other=0.0).to(tl.float32)
                 for kh in tl.static_range(KH):
                     if (i - kh >= 0) and (i - kh < ROWS):

@@ -33,8 +33,8 @@ from .blocks import (
 )
 from .moments import add_moments, no_moments, store_moments
 
-RUNTIME = ["batch", "channel_units", "source_h", "source_w", "result_h", "result_w", "up_h", "up_w",
-           "offset_h", "offset_w", "step_h", "step_w"]  # fmt: skip
+RUNTIME = ["batch", "channel_units", "whole_units", "source_h", "source_w", "result_h", "result_w",
+           "up_h", "up_w", "offset_h", "offset_w", "step_h", "step_w"]  # fmt: skip
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def add_tap(
 @triton.jit(do_not_specialize=RUNTIME)
 def depthwise_taps_kernel(
     source, weight, bias, result, in_scale, in_shift, out_scale, out_shift, input, partials,
-    batch, channel_units, source_h, source_w, result_h, result_w,
+    batch, channel_units, whole_units, source_h, source_w, result_h, result_w,
     up_h, up_w, offset_h, offset_w, step_h, step_w, DOWN_H: tl.constexpr, DOWN_W: tl.constexpr,
     UNIT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BACKWARD: tl.constexpr,
     IN_ACTIVATION: tl.constexpr, OUT_ACTIVATION: tl.constexpr, STATISTICS: tl.constexpr,
@@ -80,9 +80,13 @@ def depthwise_taps_kernel(
 ):  # fmt: skip
     """`weight` is (KH * KW, channels). BACKWARD: prologue at the result, whose x is `input`.
 
+    What belongs to the convolution's output is a range of the channels of a map with `whole_units`.
     Without `result` the statistics alone are gathered, of what would be stored.
     """
     channels = channel_units * UNIT
+    whole = whole_units * UNIT
+    from_channels = whole if BACKWARD else channels
+    to_channels = channels if BACKWARD else whole
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
     before = load_affine(in_scale, in_shift, channel, channel_ok)
@@ -94,7 +98,7 @@ def depthwise_taps_kernel(
         lane = lanes_of(step, BLOCKS, LANES, NHWC, WIDE)
         image, row, column = pixel_of(lane, result_h, result_w)
         lane_ok = image < batch
-        from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
+        from_ = source + map_offset(image, channel, source_h, source_w, from_channels, NHWC)
         total = zero_tile(LANES, CHANNELS, NHWC)
         for kh in range(KH):
             y, y_ok = tap_axis(row, up_h, offset_h, step_h, kh, DOWN_H, source_h)
@@ -102,12 +106,12 @@ def depthwise_taps_kernel(
             of_row = weight + kh * KW * channels
             for kw in tl.static_range(KW):
                 total = add_tap(
-                    total, from_, of_row + kw * channels, y, y_ok, column,
-                    up_w, offset_w, step_w, kw, DOWN_W, source_w, channels, channel, channel_ok,
+                    total, from_, of_row + kw * channels, y, y_ok, column, up_w,
+                    offset_w, step_w, kw, DOWN_W, source_w, from_channels, channel, channel_ok,
                     () if BACKWARD else before, 0 if BACKWARD else IN_ACTIVATION, NHWC,
                 )  # fmt: skip
-        there = map_offset(image, channel, result_h, result_w, channels, NHWC)
-        there = there + pixel_offset(row, column, result_w, channels, NHWC)
+        there = map_offset(image, channel, result_h, result_w, to_channels, NHWC)
+        there = there + pixel_offset(row, column, result_w, to_channels, NHWC)
         ok = lane_ok & channel_ok
         if BACKWARD:
             total, by_affine = through_prologue(
@@ -126,7 +130,7 @@ def depthwise_taps_kernel(
 @triton.jit(do_not_specialize=RUNTIME)
 def depthwise_taps_wgrad_kernel(
     source, grad, in_scale, in_shift, partials,
-    batch, channel_units, source_h, source_w, result_h, result_w,
+    batch, channel_units, whole_units, source_h, source_w, result_h, result_w,
     up_h, up_w, offset_h, offset_w, step_h, step_w,
     UNIT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr,
     IN_ACTIVATION: tl.constexpr,
@@ -135,9 +139,11 @@ def depthwise_taps_wgrad_kernel(
 ):  # fmt: skip
     """TAPS taps of the weight's gradient, those of axis 2 of the grid, into `partials`.
 
-    `partials` is (programs, number of taps rounded up to a multiple of TAPS, channels).
+    `grad` is a range of the channels of a map with `whole_units`; `partials` is (programs, number
+    of taps rounded up to a multiple of TAPS, channels).
     """
     channels = channel_units * UNIT
+    whole = whole_units * UNIT
     channel = channels_of(CHANNELS, NHWC)
     channel_ok = channel < channels
     before = load_affine(in_scale, in_shift, channel, channel_ok)
@@ -147,8 +153,8 @@ def depthwise_taps_wgrad_kernel(
         lane = lanes_of(step, BLOCKS, LANES, NHWC, WIDE)
         image, row, column = pixel_of(lane, result_h, result_w)
         lane_ok = image < batch
-        at = map_offset(image, channel, result_h, result_w, channels, NHWC)
-        at = grad + at + pixel_offset(row, column, result_w, channels, NHWC)
+        at = map_offset(image, channel, result_h, result_w, whole, NHWC)
+        at = grad + at + pixel_offset(row, column, result_w, whole, NHWC)
         by = tl.load(at, mask=lane_ok & channel_ok, other=0.0).to(tl.float32)
         from_ = source + map_offset(image, channel, source_h, source_w, channels, NHWC)
         for t in tl.static_range(TAPS):

@@ -6,6 +6,7 @@ GPU has timed them; they follow from the machine code (docs/triton.md).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,25 @@ def is_nhwc(x: Tensor) -> bool:
 def dense(x: Tensor, nhwc: bool) -> Tensor:
     """`x`, or a copy of it where it is not dense in this format."""
     return x.contiguous(memory_format=_format(nhwc))
+
+
+def channel_range(t: Tensor, nhwc: bool) -> Tensor:
+    """`t` as it lies, if it is a range of the channels of a dense map; a dense copy otherwise."""
+    _, channels, height, width = t.shape
+    whole = whole_channels(t, nhwc)
+    plane = height * width
+    if nhwc:
+        strides = (plane * whole, 1, width * whole, whole)
+    else:
+        strides = (plane * whole, plane, width, 1)
+    return t if t.stride() == strides and whole >= channels else dense(t, nhwc)
+
+
+def whole_channels(t: Tensor, nhwc: bool) -> int:
+    """Channels of the dense map that `t` is a range of."""
+    if t.is_contiguous(memory_format=_format(nhwc)):
+        return t.size(1)
+    return t.stride(3) if nhwc else t.stride(0) // (t.size(2) * t.size(3))
 
 
 def empty_map(like: Tensor, shape: tuple[int, ...], nhwc: bool) -> Tensor:
@@ -124,8 +144,14 @@ def _tile(
     across = triton.cdiv(channels, block_channels)
     blocks = next((b for b in _BLOCKS if count // b * across >= _PROGRAMS), 1)
     programs = triton.cdiv(count, blocks)
-    largest = max(programs * blocks * lanes, *(t.numel() for t in maps))
+    largest = max(programs * blocks * lanes, *(extent(t) for t in maps))
     return Tile(nhwc, lanes, block_channels, blocks, programs, across, largest >= _INT32_ELEMENTS)
+
+
+def extent(t: Tensor) -> int:
+    """Elements that offsets into `t`, or into a dense copy of it, reach over."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    return max(reach, t.numel())
 
 
 def tile_shape(nhwc: bool, element_size: int, per_thread: int) -> tuple[int, int]:
@@ -144,12 +170,12 @@ def vector_elements(x: Tensor) -> int:
     return 16 // x.element_size()
 
 
-def unit_of(channels: int) -> int:
-    """Largest power of two up to 8 that divides the number of channels.
+def unit_of(*channels: int) -> int:
+    """Largest power of two up to 8 that divides these numbers of channels.
 
-    Kernels get the number in these units: the compiler then knows the alignment of every pixel.
+    Kernels get them in these units: the compiler then knows the alignment of every pixel.
     """
-    return min(channels & -channels, 8)
+    return math.gcd(8, *channels)
 
 
 def workspace(like: Tensor, programs: int, rows: int, channels: int) -> Tensor:

@@ -129,9 +129,7 @@ def lanes_of_program(warps: int, lanes: int) -> int:
 
 def is_wide(lanes: int, *maps: Tensor) -> bool:
     """Whether offsets need 64 bits, be a map strided or copied."""
-    spans = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in maps)
-    largest = max(lanes + INTERPRETED_LANES, *spans, *(t.numel() for t in maps))
-    return largest >= INT32_ELEMENTS
+    return max(lanes + INTERPRETED_LANES, *map(launch.extent, maps)) >= INT32_ELEMENTS
 
 
 def options(warps: int) -> dict[str, Any]:
