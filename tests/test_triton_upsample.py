@@ -89,18 +89,18 @@ def test_programs_of_a_gpu(
     change: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offsets of 64 bits; many programs, overlapping by a lane; several rows of cells for each."""
-    from dlv3p_kernels.triton import upsample_launch
+    from dlv3p_kernels.triton import launch, upsample_launch
 
-    name, value = {
-        "wide-offsets": ("INT32_ELEMENTS", 1),
-        "32-lanes": ("INTERPRETED_LANES", 32),
-        "bands": ("LANES_OF_A_GPU", 1),
+    module, name, value = {
+        "wide-offsets": (launch, "_INT32_ELEMENTS", 1),
+        "32-lanes": (upsample_launch, "INTERPRETED_LANES", 32),
+        "bands": (upsample_launch, "LANES_OF_A_GPU", 1),
     }[change]
     case = C("programs", 8, (5, 6), (13, 17), weight=True)
     tensors = inputs(case, torch.float32)
     expected = results(case, torch.float32, dk.upsample_cross_entropy, layout)
     index, probability = ops.upsample_argmax(tensors.logits, case.out, False, True, False)
-    monkeypatch.setattr(upsample_launch, name, value)
+    monkeypatch.setattr(module, name, value)
     found = results(case, torch.float32, dk.upsample_cross_entropy, layout)
     # The same terms in the same order: a band does not change what a cell sums.
     for part, theirs in expected.items():

@@ -15,6 +15,8 @@ from ..backends import triton_interpreted
 
 # Module of this package -> the ops whose launchers are its functions of the same name.
 OPS = {
+    "decoder": ("decoder_depthwise", "decoder_conv2d_statistics"),
+    "decoder_backward": ("decoder_depthwise_backward",),
     "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused", "depthwise_conv2d_statistics"),
     "depthwise_backward": ("depthwise_conv2d_backward", "depthwise_conv2d_fused_backward"),
     "class_weights": ("class_weight_sum",),

@@ -51,7 +51,7 @@ def class_weight_sum(
         class_weight_sum_kernel[(programs,)](
             target, launch.vector(weight), partials, like.size(1), steps, pixels,
             target.size(1), target.size(2), *target.stride(), ignore_index, LANES=LANES,
-            WIDE=upsample_launch.is_wide(programs * steps * LANES, target),
+            WIDE=launch.is_wide(programs * steps * LANES, target),
             **upsample_launch.options(WARPS),
         )  # fmt: skip
         return launch.summed(partials, 0, result.view(1, 1)).view(())

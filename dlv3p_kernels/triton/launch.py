@@ -113,7 +113,7 @@ def tile_of(nhwc: bool, channels: int, lanes: int, per_thread: int, *maps: Tenso
         per_thread: elements of a tile that each thread holds.
         maps: what is accessed; their sizes decide whether offsets need 64 bits.
     """
-    block = _block(nhwc, channels, lanes, per_thread, maps[0].element_size())
+    block = block_of(nhwc, channels, lanes, per_thread, maps[0].element_size())
     return _tile(nhwc, channels, *block, triton.cdiv(lanes, block[0]), *maps)
 
 
@@ -121,12 +121,12 @@ def plane_tile_of(
     nhwc: bool, channels: int, images: int, plane: int, x: Tensor
 ) -> tuple[Tile, int]:
     """The tile for planes, whose blocks never cross from one to the next, and blocks of a plane."""
-    lanes, block_channels = _block(nhwc, channels, plane, vector_elements(x), x.element_size())
+    lanes, block_channels = block_of(nhwc, channels, plane, vector_elements(x), x.element_size())
     chunks = triton.cdiv(plane, lanes)
     return _tile(nhwc, channels, lanes, block_channels, images * chunks, x), chunks
 
 
-def _block(
+def block_of(
     nhwc: bool, channels: int, lanes: int, per_thread: int, element_size: int
 ) -> tuple[int, int]:
     """Lanes and channels of a block."""
@@ -144,8 +144,13 @@ def _tile(
     across = triton.cdiv(channels, block_channels)
     blocks = next((b for b in _BLOCKS if count // b * across >= _PROGRAMS), 1)
     programs = triton.cdiv(count, blocks)
-    largest = max(programs * blocks * lanes, *(extent(t) for t in maps))
-    return Tile(nhwc, lanes, block_channels, blocks, programs, across, largest >= _INT32_ELEMENTS)
+    wide = is_wide(programs * blocks * lanes, *maps)
+    return Tile(nhwc, lanes, block_channels, blocks, programs, across, wide)
+
+
+def is_wide(lanes: int, *maps: Tensor) -> bool:
+    """Whether numbers of lanes, or offsets into maps or dense copies of them, need 64 bits."""
+    return max(lanes, *map(extent, maps)) >= _INT32_ELEMENTS
 
 
 def extent(t: Tensor) -> int:

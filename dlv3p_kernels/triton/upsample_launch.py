@@ -34,7 +34,6 @@ LANES_OF_A_GPU = 1 << 14
 _MOST_ROWS = 8
 # Of the rows, this part may go to a second group rather than widen all groups.
 _LEFT_OVER = 0.25
-INT32_ELEMENTS = 1 << 31
 
 
 class Resize(NamedTuple):
@@ -128,8 +127,8 @@ def lanes_of_program(warps: int, lanes: int) -> int:
 
 
 def is_wide(lanes: int, *maps: Tensor) -> bool:
-    """Whether offsets need 64 bits, be a map strided or copied."""
-    return max(lanes + INTERPRETED_LANES, *map(launch.extent, maps)) >= INT32_ELEMENTS
+    """Whether offsets need 64 bits, those of lanes behind the last included."""
+    return launch.is_wide(lanes + INTERPRETED_LANES, *maps)
 
 
 def options(warps: int) -> dict[str, Any]:
