@@ -36,9 +36,16 @@ RUNTIME = ["batch", "channel_units", "whole_units", "cells_h", "cells_w", "size_
 
 
 @triton.constexpr_function
-def meets(m, columns, kernel, dilation):
-    """Whether some tap column of `columns` neighbouring pixels lies at the m-th column."""
-    return any(0 <= m - kw * dilation < columns for kw in range(kernel))
+def tap_at(distance, row, kernel, dilation):
+    """The tap of a row that lies this far behind its last one; -1 where there is none."""
+    kw, rest = kernel - 1 - distance // dilation, distance % dilation
+    return row * kernel + kw if rest == 0 and 0 <= kw < kernel else -1
+
+
+@triton.constexpr_function
+def is_met(m, columns, kernel, dilation):
+    """Whether some of `columns` neighbouring pixels has a tap at the m-th column."""
+    return any((m - j) % dilation == 0 and 0 <= m - j < kernel * dilation for j in range(columns))
 
 
 @triton.jit
@@ -77,20 +84,18 @@ def add_tap_row(
     """
     COLUMNS: tl.constexpr = len(values)
     for m in tl.static_range(COLUMNS + (KW - 1) * DILATION_W):
-        if meets(m, COLUMNS, KW, DILATION_W):
+        if is_met(m, COLUMNS, KW, DILATION_W):
             inside = row_ok & (column + m >= 0) & (column + m < width)
             value = tl.load(grad + m * pitch, mask=inside & channel_ok, other=0.0).to(tl.float32)
-            for kw in tl.static_range(KW):
-                j: tl.constexpr = m - (KW - 1 - kw) * DILATION_W
-                if j >= 0 and j < COLUMNS:
-                    tap: tl.constexpr = ROW * KW + kw
+            for j in tl.static_range(COLUMNS):
+                if tap_at(m - j, ROW, KW, DILATION_W) >= 0:
                     if len(totals) > 0:
-                        total = multiply_add(totals[j], taps[tap], value, inside)
-                        totals = put(totals, j, total)
+                        tap = taps[tap_at(m - j, ROW, KW, DILATION_W)]
+                        totals = put(totals, j, multiply_add(totals[j], tap, value, inside))
                     if len(by_taps) > 0:
-                        both = inside & counted[j]
-                        by_tap = multiply_add(by_taps[tap], values[j], value, both)
-                        by_taps = put(by_taps, tap, by_tap)
+                        by_tap = by_taps[tap_at(m - j, ROW, KW, DILATION_W)]
+                        by_tap = multiply_add(by_tap, values[j], value, inside & counted[j])
+                        by_taps = put(by_taps, tap_at(m - j, ROW, KW, DILATION_W), by_tap)
     return totals, by_taps
 
 

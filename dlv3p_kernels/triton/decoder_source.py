@@ -105,12 +105,10 @@ class Walk(NamedTuple):
         phases = min(geometry.dilation[0], height)
         length = triton.cdiv(height, geometry.dilation[0])
         segments = triton.cdiv(length, _ROWS)
-        tiles = geometry.taps + geometry.kernel[0] + 2 * geometry.kernel[1]
-        tiles += 9 if statistics else 5
+        per_thread = walk_per_thread(source.nhwc, *geometry.kernel, statistics)
         lanes, block = launch.block_of(
-            source.nhwc, channels, batch * width, _per_thread(tiles, launch.FORWARD_PER_THREAD),
-            source.encoder.element_size(),
-        )  # fmt: skip
+            source.nhwc, channels, batch * width, per_thread, source.encoder.element_size()
+        )
         strips = triton.cdiv(batch * width, lanes) * phases * segments
         grid = (strips, triton.cdiv(channels, block))
         return cls(grid, lanes, block, phases, segments, triton.cdiv(length, segments))
@@ -134,14 +132,26 @@ class Gather(NamedTuple):
         bands = triton.cdiv(rows.cells, _BAND)
         intervals = batch * bands * (columns.cells + 1)
         across = min(_MOST_COLUMNS, max(1, round(columns.ratio)))
-        tiles = 2 * (geometry.taps + across) + 13
+        per_thread = gather_per_thread(source.nhwc, geometry.taps, across)
         # As if elements were wider: with as many channels as fill a cache line lanes were few, and
         # of those of each program one is made twice.
-        lanes, block = launch.block_of(
-            source.nhwc, channels, intervals + 1, _per_thread(tiles, launch.BACKWARD_PER_THREAD), 4
-        )
+        lanes, block = launch.block_of(source.nhwc, channels, intervals + 1, per_thread, 4)
         grid = (triton.cdiv(intervals, lanes - 1), triton.cdiv(channels, block))
         return cls(grid, lanes, block, across, bands, triton.cdiv(rows.cells, bands))
+
+
+def walk_per_thread(nhwc: bool, kernel_h: int, kernel_w: int, statistics: bool) -> int:
+    """Elements of a tile for each thread of the forward."""
+    tiles = kernel_h * kernel_w + kernel_h + 2 * kernel_w + (9 if statistics else 5)
+    tiles += 0 if nhwc else 4 * kernel_w  # cells and shares differ from element to element
+    return _per_thread(tiles, launch.FORWARD_PER_THREAD)
+
+
+def gather_per_thread(nhwc: bool, taps: int, columns: int) -> int:
+    """The same of the backward, for this many neighbouring pixels."""
+    tiles = 2 * (taps + columns) + 13
+    tiles += 0 if nhwc else 3 * columns
+    return _per_thread(tiles, launch.BACKWARD_PER_THREAD)
 
 
 def _per_thread(tiles: int, most: int) -> int:

@@ -80,9 +80,9 @@ def add_row(sums, taps, upper, lower, shares, inside, ok, AT: tl.constexpr, KH: 
     for kw in tl.static_range(len(inside)):
         value = mixed(upper[kw], lower[kw], shares)
         for kh in tl.static_range(KH):
-            to: tl.constexpr = (AT - kh + KH) % KH
             tap = taps[kh * len(inside) + kw]
-            sums = put(sums, to, multiply_add(sums[to], tap, value, inside[kw] & ok))
+            total = multiply_add(sums[(AT - kh + KH) % KH], tap, value, inside[kw] & ok)
+            sums = put(sums, (AT - kh + KH) % KH, total)
     return sums
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import launch, moments, norm_kernels, separable, separable_plan
+from . import decoder_source, launch, moments, norm_kernels, separable, separable_plan
+from .decoder_gather import decoder_depthwise_bwd_kernel
+from .decoder_walk import decoder_depthwise_fwd_kernel
 from .depthwise_lines import depthwise_lines_bwd_kernel, depthwise_lines_fwd_kernel
 from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
 from .separable_kernels import (
@@ -22,10 +24,10 @@ _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _VECTORS = {"in_scale", "in_shift", "out_scale", "out_shift", "mean", "invstd", "partials", "var",
             "sum_grad", "sum_grad_normalised", "running_mean", "running_var", "new_mean",
             "new_var", "table", "sums", "mid_scale", "mid_shift"}  # fmt: skip
-_FLOATS = {"unbias", "momentum", "eps"}
+_FLOATS = {"unbias", "momentum", "eps", "scale_h", "scale_w", "inverse_h", "inverse_w"}
 _NORM_VECTORS = {*_VECTORS, "weight", "bias"}
 _MAPS = {"source", "weight", "bias", "pw_weight", "pw_bias", "input", "result", "grad", "residual",
-         "by_input", "by_residual"}  # fmt: skip
+         "by_input", "by_residual", "by_source"}  # fmt: skip
 _NHWC, _NCHW = True, False
 _RELU = 1
 
@@ -163,4 +165,30 @@ def _separable() -> list[Spec]:
     return specs
 
 
-COMPILE_SPECS = [*_depthwise(), *_norm(), *_separable(), *upsample_specs()]
+def _decoder() -> list[Spec]:
+    """Of 33x33 to 129x129, by 256 channels."""
+    specs = []
+    for dtype, layout, kernel in (
+        ("bf16", "nhwc", 3), ("fp32", "nhwc", 3), ("bf16", "nchw", 3), ("bf16", "nhwc", 5),
+    ):  # fmt: skip
+        nhwc = layout == "nhwc"
+        square = {"KH": kernel, "KW": kernel, "UNIT": 8, "ALIGN": True, "NHWC": nhwc, "WIDE": False}
+        size = "" if kernel == 3 else f"_{kernel}x{kernel}"
+        for statistics in (False, True):
+            per_thread = decoder_source.walk_per_thread(nhwc, kernel, kernel, statistics)
+            lanes, channels = launch.tile_shape(nhwc, _BYTES[dtype], per_thread)
+            constants = {**square, "LANES": lanes, "CHANNELS": channels, "STATISTICS": statistics,
+                         "OUT_ACTIVATION": 0 if statistics else _RELU}  # fmt: skip
+            absent = ("bias", "out_scale", "out_shift", "result") if statistics else ("partials",)
+            name = f"decoder_depthwise_{'statistics' if statistics else 'fwd'}{size}_{layout}"
+            specs.append(_spec(name, decoder_depthwise_fwd_kernel, dtype, constants, absent))
+        per_thread = decoder_source.gather_per_thread(nhwc, kernel * kernel, 4)
+        lanes, channels = launch.tile_shape(nhwc, 4, per_thread)
+        constants = {**square, "LANES": lanes, "CHANNELS": channels, "DILATION_W": 1,
+                     "COLUMNS": 4, "NEED_INPUT": True, "NEED_WEIGHT": True}  # fmt: skip
+        name = f"decoder_depthwise_bwd{size}_{layout}"
+        specs.append(_spec(name, decoder_depthwise_bwd_kernel, dtype, constants))
+    return specs
+
+
+COMPILE_SPECS = [*_depthwise(), *_norm(), *_separable(), *_decoder(), *upsample_specs()]
