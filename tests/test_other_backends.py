@@ -28,7 +28,12 @@ RARER = {
 }
 # Run whole, beside the files of parity.
 MORE_FILES = {
-    "triton": ("test_triton_kernels.py", "test_separable_triton.py", "test_triton_upsample.py"),
+    "triton": (
+        "test_triton_kernels.py",
+        "test_separable_triton.py",
+        "test_decoder_triton.py",
+        "test_triton_upsample.py",
+    ),
     "emulated": ("test_emulated_kernels.py",),
 }
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
