@@ -263,9 +263,11 @@ def stock(
 
 
 @cache
-def stock_results(case: DecoderCase, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`results` of stock PyTorch, contiguous, where it is the more exact."""
-    return results(case, stock, arguments(case, dtype))
+def stock_results(
+    case: DecoderCase, dtype: torch.dtype, layout: Format = NCHW
+) -> dict[str, Tensor]:
+    """`results` of stock PyTorch; contiguous it is the more exact, as a rule."""
+    return results(case, stock, arguments(case, dtype, (layout, layout)), layout)
 
 
 @cache
@@ -293,13 +295,14 @@ def exact(case: DecoderCase, dtype: torch.dtype, seed: int = 0) -> dict[str, Ten
 
 
 def stock_errors(case: DecoderCase, dtype: torch.dtype, name: str) -> Iterator[float]:
-    """Errors of stock PyTorch, and of float64 where it stores maps in `dtype`.
+    """Errors of stock PyTorch in both formats, and of float64 where it stores maps in `dtype`.
 
     On small maps one run says little about how far rounding goes: a norm takes away most of what
     comes from the scale and shift of the one before, and what is left may be right by luck.
     """
     value = exact(case, dtype)[name].numpy()
-    yield error(stock_results(case, dtype)[name], value)
+    for layout in (NCHW, NHWC):
+        yield error(stock_results(case, dtype, layout)[name], value)
     for seed in () if case.large else range(1, 9):
         yield error(exact(case, dtype, seed)[name], value)
 

@@ -58,8 +58,9 @@ class Stage(NamedTuple):
         if self.mean is None or self.invstd is None:
             return None, None
         scale = self.invstd if self.weight is None else self.invstd * self.weight
-        shift = -self.mean * scale
-        return scale, shift if self.bias is None else shift + self.bias
+        if self.bias is None:
+            return scale, -self.mean * scale
+        return scale, torch.addcmul(self.bias.to(scale.dtype), self.mean, scale, value=-1)
 
     def measured(self, ops: Any, mean: Tensor, var: Tensor, count: int) -> Stage:
         """With the statistics of the batch; updates the running ones."""
