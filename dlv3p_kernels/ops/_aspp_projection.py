@@ -1,11 +1,13 @@
 """The operators of a pyramid's projection in every namespace: schemas, fakes, derivatives.
 
 They read several maps as if they lay side by side, each through its norm and activation. A back end
-that has no kernels for them puts them side by side.
+that has no kernels for them puts them side by side for the product forward, and takes them one by
+one on the way back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from ._common import empty_in_format_of, like_map
 from ._composed import Operator, register_composed
 from ._epilogue import Stage
 from ._norm_operators import IDENTITY
-from ._pointwise import pointwise_input_gradient
+from ._pointwise import pointwise, pointwise_input_gradient
 from ._two_passes import (
     Middle,
     Wanted,
@@ -62,14 +64,25 @@ def project(
 # --- composition ----------------------------------------------------------------------------------
 
 
+def _parts(
+    maps: list[Tensor], *vectors: Tensor | None
+) -> Iterator[tuple[Tensor, slice, list[Any]]]:
+    """Every map, its channels among those of all, and its part of the vectors."""
+    first = 0
+    for t in maps:
+        channels = slice(first, first + t.size(1))
+        first = channels.stop
+        yield t, channels, [None if v is None else v[channels] for v in vectors]
+
+
 def _fused(ops: Any, maps, scale, shift, activation, pw_weight, pw_bias):  # type: ignore[no-untyped-def]
-    side_by_side = torch.cat(maps, 1)
-    # A separable convolution whose depthwise half changes nothing.
-    ones = side_by_side.new_ones(side_by_side.size(1), 1, 1, 1)
-    return ops.separable_conv2d_fused(
-        side_by_side, ones, None, [1, 1], [0, 0, 0, 0], [1, 1], None, None, IDENTITY,
-        scale, shift, activation, pw_weight, pw_bias, None, None, IDENTITY, None, False,
-    )[0]  # fmt: skip
+    # Side by side for the product alone: it sums over all of them before it rounds.
+    behind = []
+    for t, _, (own_scale, own_shift) in _parts(maps, scale, shift):
+        plain = own_scale is None and activation == IDENTITY
+        norm = norm_arguments(t, None, None, own_scale, own_shift, activation)
+        behind.append(t if plain else ops.batch_norm_apply(*norm))
+    return pointwise(torch.cat(behind, 1), pw_weight, pw_bias)
 
 
 def _forward(ops: Any, maps, *arguments):  # type: ignore[no-untyped-def]
@@ -79,18 +92,27 @@ def _forward(ops: Any, maps, *arguments):  # type: ignore[no-untyped-def]
 
 
 def _reduce(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, need_weight, need_norm = arguments
-    given = norm_arguments(torch.cat(maps, 1), *norm)
-    return composed_first(ops, grad, given, pw_weight, need_weight, need_norm)
+    *vectors, activation, pw_weight, need_weight, need_norm = arguments
+    found = [
+        composed_first(
+            ops, grad, norm_arguments(t, *(*own, activation)), pw_weight[:, channels], need_weight,
+            need_norm,
+        )
+        for t, channels, own in _parts(maps, *vectors)
+    ]  # fmt: skip
+    by_weight, *by_norm = zip(*found, strict=True)
+    return torch.cat(by_weight, 1) if need_weight else by_weight[0], *map(torch.cat, by_norm)
 
 
 def _apply(ops: Any, grad, maps, *arguments):  # type: ignore[no-untyped-def]
-    *norm, pw_weight, mean_grad, mean_product = arguments
-    given = norm_arguments(torch.cat(maps, 1), *norm)
-    grad = pointwise_input_gradient(grad, pw_weight)
-    grad, _ = ops.batch_norm_backward_apply(grad, *given, mean_grad, mean_product, 1, False)
-    parts = grad.split([t.size(1) for t in maps], 1)
-    return [like_map(t, part) for t, part in zip(maps, parts, strict=True)]
+    *vectors, activation, pw_weight, mean_grad, mean_product = arguments
+    found = []
+    for t, channels, own in _parts(maps, *vectors, mean_grad, mean_product):
+        norm = norm_arguments(t, *(*own[:-2], activation))
+        by_part = pointwise_input_gradient(grad, pw_weight[:, channels])
+        by_map, _ = ops.batch_norm_backward_apply(by_part, *norm, *own[-2:], 1, False)
+        found.append(like_map(t, by_map) if by_map.stride() != t.stride() else by_map)
+    return found
 
 
 # --- fake tensors ---------------------------------------------------------------------------------

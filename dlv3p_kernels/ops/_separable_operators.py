@@ -53,10 +53,9 @@ def composed(ops: Any, x, *arguments):  # type: ignore[no-untyped-def]
     return composed_pointwise(ops, maps, pw_weight, pw_bias, *arguments[13:])
 
 
-def composed_pointwise(  # type: ignore[no-untyped-def]
-    ops: Any, maps, pw_weight, pw_bias, out_scale, out_shift, out_activation, residual, statistics
-):
+def composed_pointwise(ops: Any, maps, pw_weight, pw_bias, *behind):  # type: ignore[no-untyped-def]
     """Its pointwise half, from the depthwise results with all that stands behind them."""
+    out_scale, out_shift, out_activation, residual, statistics = behind
     output = pointwise(maps, pw_weight, pw_bias)
     empty = output.new_empty(0, dtype=vector_dtype(output))
     mean, var = ops.batch_norm_stats(output) if statistics else (empty, empty.clone())
