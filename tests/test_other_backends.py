@@ -32,6 +32,7 @@ MORE_FILES = {
         "test_triton_kernels.py",
         "test_separable_triton.py",
         "test_decoder_triton.py",
+        "test_aspp_triton.py",
         "test_triton_upsample.py",
     ),
     "emulated": ("test_emulated_kernels.py",),

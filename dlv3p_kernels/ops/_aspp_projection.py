@@ -75,7 +75,8 @@ def _parts(
         yield t, channels, [None if v is None else v[channels] for v in vectors]
 
 
-def _fused(ops: Any, maps, scale, shift, activation, pw_weight, pw_bias):  # type: ignore[no-untyped-def]
+def composed(ops: Any, maps, scale, shift, activation, pw_weight, pw_bias):  # type: ignore[no-untyped-def]
+    """`aspp_projection_fused` of the other operators of a namespace."""
     # Side by side for the product alone: it sums over all of them before it rounds.
     behind = []
     for t, _, (own_scale, own_shift) in _parts(maps, scale, shift):
@@ -179,7 +180,7 @@ def _backward(ops: Any, ctx, grad):  # type: ignore[no-untyped-def]
 
 register_composed(
     {
-        _FUSED: Operator(_SCHEMAS[_FUSED], _fused, _fake_fused),
+        _FUSED: Operator(_SCHEMAS[_FUSED], composed, _fake_fused),
         OP: Operator(_SCHEMAS[OP], _forward, _fake_forward, _backward, _setup_context),
         _REDUCE: Operator(_SCHEMAS[_REDUCE], _reduce, _fake_reduce),
         _APPLY: Operator(_SCHEMAS[_APPLY], _apply, _fake_apply),

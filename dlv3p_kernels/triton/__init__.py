@@ -15,6 +15,7 @@ from ..backends import triton_interpreted
 
 # Module of this package -> the ops whose launchers are its functions of the same name.
 OPS = {
+    "aspp_projection": ("aspp_projection_fused",),
     "decoder": ("decoder_depthwise", "decoder_conv2d_statistics"),
     "decoder_backward": ("decoder_depthwise_backward",),
     "depthwise": ("depthwise_conv2d", "depthwise_conv2d_fused", "depthwise_conv2d_statistics"),

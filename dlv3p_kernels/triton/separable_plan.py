@@ -250,8 +250,13 @@ def _plan(
 
 def _block_n(out_channels: int, blocks: Blocks, capability: tuple[int, int]) -> int:
     """Output channels of a tile."""
-    reads = blocks.height.reads * blocks.width.reads
-    wide = capability[0] in _WIDE_CAPABILITIES and reads <= _MOST_READS
+    few_reads = blocks.height.reads * blocks.width.reads <= _MOST_READS
+    return block_n_of(out_channels, capability if few_reads else None)
+
+
+def block_n_of(out_channels: int, capability: tuple[int, int] | None) -> int:
+    """Output channels of a tile; without a capability none that only some GPUs have room for."""
+    wide = capability is not None and capability[0] in _WIDE_CAPABILITIES
     widest = _WIDE_BLOCK_N if wide else _BLOCK_N
     return max(_LEAST_BLOCK_N, min(widest, triton.next_power_of_2(out_channels)))
 

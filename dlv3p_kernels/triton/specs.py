@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import decoder_source, launch, moments, norm_kernels, separable, separable_plan
+from . import (
+    aspp_projection,
+    decoder_source,
+    launch,
+    moments,
+    norm_kernels,
+    separable,
+    separable_plan,
+)
 from .decoder_gather import decoder_depthwise_bwd_kernel
 from .decoder_walk import decoder_depthwise_fwd_kernel
 from .depthwise_lines import depthwise_lines_bwd_kernel, depthwise_lines_fwd_kernel
 from .depthwise_taps import depthwise_taps_kernel, depthwise_taps_wgrad_kernel
+from .projection_kernel import MOST_MAPS, aspp_projection_fwd_kernel
 from .separable_kernels import (
     separable_finish_kernel,
     separable_fwd_kernel,
@@ -25,9 +34,10 @@ _VECTORS = {"in_scale", "in_shift", "out_scale", "out_shift", "mean", "invstd", 
             "sum_grad", "sum_grad_normalised", "running_mean", "running_var", "new_mean",
             "new_var", "table", "sums", "mid_scale", "mid_shift"}  # fmt: skip
 _FLOATS = {"unbias", "momentum", "eps", "scale_h", "scale_w", "inverse_h", "inverse_w"}
-_NORM_VECTORS = {*_VECTORS, "weight", "bias"}
+_NORM_VECTORS = {*_VECTORS, "weight", "bias", "scale", "shift"}
 _MAPS = {"source", "weight", "bias", "pw_weight", "pw_bias", "input", "result", "grad", "residual",
-         "by_input", "by_residual", "by_source"}  # fmt: skip
+         "by_input", "by_residual", "by_source",
+         *(f"map{i}" for i in range(MOST_MAPS))}  # fmt: skip
 _NHWC, _NCHW = True, False
 _RELU = 1
 
@@ -191,4 +201,19 @@ def _decoder() -> list[Spec]:
     return specs
 
 
-COMPILE_SPECS = [*_depthwise(), *_norm(), *_separable(), *_decoder(), *upsample_specs()]
+def _projection() -> list[Spec]:
+    """Of four maps of 256 channels, with the tiles of 9.0 and 10.0 and with those of all others."""
+    constants = {"UNIT": 8, "OUT_UNIT": 8, "MAPS": 4, "ACTIVATION": _RELU, "EVEN": True,
+                 "BLOCK_M": aspp_projection.BLOCK_M, "BLOCK_K": aspp_projection.BLOCK_K,
+                 "WIDE": False}  # fmt: skip
+    return [
+        _spec(f"aspp_projection_fwd_{block_n}_nhwc", aspp_projection_fwd_kernel, "bf16",
+              {**constants, "BLOCK_N": block_n}, ("map4", "map5", "pw_bias"), _NORM_VECTORS,
+              aspp_projection.OPTIONS)
+        for block_n in (256, 128)
+    ]  # fmt: skip
+
+
+COMPILE_SPECS = [
+    *_depthwise(), *_norm(), *_separable(), *_decoder(), *_projection(), *upsample_specs(),
+]  # fmt: skip
