@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from accelerate_agreement import counts, swapped
-from accelerate_blocks import InPlaceSum, Pyramid, Separable, bn, conv, depthwise
+from accelerate_blocks import InPlaceSum, Pyramid, Separable, bn, conv
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
@@ -385,22 +385,3 @@ def test_moves_and_casts() -> None:
     model.to("meta").eval()
     with dk.backend("auto"):
         assert model(_input().double().to("meta")).device.type == "meta"
-
-
-def test_report_lists_everything() -> None:
-    model = nn.Sequential(_model(), depthwise(8), nn.Sequential(nn.Conv2d(8, 3, 1), nn.PReLU()))
-    model[1].register_forward_hook(lambda module, args, output: None)
-    before, example = dk.explain(model, _input()), _input()
-    dk.accelerate(model)
-    after = dk.explain(model, example)
-    assert before.ops == after.ops == ALL
-    assert (before.accelerated, after.accelerated) == (False, True)
-    assert before.served == after.served and before.unserved == after.unserved
-    reasons = {layer.layer: layer.reason for layer in after.unserved}
-    assert "hooks" in reasons["1"] and "pointwise" in reasons["2.0"]
-    assert reasons["2.1"] == "no op serves it"
-    assert 0.2 < after.byte_share < 1 and 0.2 < after.time_share < 1
-    text = str(after)
-    for words in ("runs on ops", "stays as it is", "2.1", "separable_conv2d", "% of the bytes"):
-        assert words in text
-    assert swapped(model)

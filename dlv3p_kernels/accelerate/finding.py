@@ -41,6 +41,10 @@ class Finder:
 
     def search(self, model: nn.Module) -> None:
         """Look at a module after all modules in it."""
+        if layers.calls_ops(model):
+            already = Finding(reason="it runs on the ops already")
+            self.found.update(dict.fromkeys(map(id, model.modules()), already))
+            return
         for child in model.children():
             if id(child) not in self.found:
                 self.search(child)

@@ -200,6 +200,11 @@ def is_stock(module: nn.Module) -> bool:
     return plain_class(module).__module__.partition(".")[0] == "torch"
 
 
+def calls_ops(module: nn.Module) -> bool:
+    """Whether the class says, by an attribute of this name, that its forward is made of the ops."""
+    return bool(getattr(plain_class(module), "_dlv3p_calls_ops", False))
+
+
 def hooked_globally() -> bool:
     """Whether hooks are set that see every module."""
     m = torch.nn.modules.module

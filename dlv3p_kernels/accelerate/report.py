@@ -78,7 +78,6 @@ class Report:
         return Counter(call.op for call in self.served)
 
     def __str__(self) -> str:
-        verb = "runs" if self.accelerated else "would run"
         lines = [f"accelerate: {len(self.served)} calls of ops, back end {self.backend}"]
         lines += [f"  {n:4d} {op}" for op, n in self.ops.most_common()]
         if self.time_share is not None and self.byte_share is not None:
@@ -88,7 +87,8 @@ class Report:
             )
         else:
             lines.append(f"share of time and bytes: unknown ({self.basis})")
-        lines.append(f"{verb} on ops:")
+        if self.served:
+            lines.append("runs on ops:" if self.accelerated else "would run on ops:")
         calls: dict[tuple[str, str], Counter[str]] = {}
         for call in self.served:
             patterns = calls.setdefault((call.module, call.cls), Counter())
@@ -119,7 +119,14 @@ def explain_model(model: nn.Module, example: Tensor | None = None) -> Report:
         finder.search(model)
     planned = plan_of if accelerated else lambda module: finder.found[id(module)].plan
     names = {id(module): name for name, module in model.named_modules()}
-    served, covered, children = [], set(), set()
+    served, covered = [], set()
+    children = {
+        id(inner)
+        for module in model.modules()
+        if layers.calls_ops(module)
+        for inner in module.modules()
+        if inner is not module
+    }
     for path, module, replacement in effective(model, planned):
         paths = tuple(f"{path}.{p}".strip(".") for p in replacement.paths)
         covered |= {id(model.get_submodule(p)) for p in paths}
@@ -190,7 +197,7 @@ def _is_remarkable(module: nn.Module) -> bool:
     """Whether the layer does work of its own."""
     if isinstance(module, _UNREMARKABLE):
         return layers.altered(module) is not None
-    if layers.altered(module):
+    if layers.altered(module) or layers.calls_ops(module):
         return True
     return not any(True for _ in module.children()) and not isinstance(
         module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)

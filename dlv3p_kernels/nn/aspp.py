@@ -16,6 +16,8 @@ from .separable import SeparableConv2d, checked_activation
 class ConvNorm(nn.Module):
     """Parameters of a convolution without bias and of the batch norm behind it; no forward."""
 
+    _dlv3p_calls_ops = True
+
     def __init__(
         self,
         in_channels: int,
@@ -76,6 +78,8 @@ class ASPP(nn.Module):
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
     section 3.3; separable branches, Chen et al., ECCV 2018, section 3.1.
     """
+
+    _dlv3p_calls_ops = True
 
     def __init__(
         self,

@@ -62,6 +62,8 @@ class Decoder(nn.Module):
     Segmentation", ECCV 2018, section 3.1 "Proposed decoder", and 4.1.
     """
 
+    _dlv3p_calls_ops = True
+
     def __init__(
         self,
         in_channels: int,

@@ -38,6 +38,8 @@ class DepthwiseConv2d(nn.Conv2d):
         TypeError: `padding` is neither a string nor ints.
     """
 
+    _dlv3p_calls_ops = True
+
     def __init__(
         self,
         in_channels: int,

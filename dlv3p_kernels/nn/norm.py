@@ -33,6 +33,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
         ValueError: `activation` is none of these.
     """
 
+    _dlv3p_calls_ops = True
+
     def __init__(
         self,
         num_features: int,

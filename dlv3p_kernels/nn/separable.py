@@ -55,6 +55,8 @@ class SeparableConv2d(nn.Module):
     Segmentation", ECCV 2018, sections 3.1 and 3.2.
     """
 
+    _dlv3p_calls_ops = True
+
     depthwise_bn: BatchNormLayer | None
     pointwise_bn: BatchNormLayer | None
 

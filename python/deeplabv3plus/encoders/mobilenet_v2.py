@@ -110,6 +110,8 @@ class MobileNetV2(Encoder):
     sections 4 and 6.3.
     """
 
+    _dlv3p_calls_ops = True
+
     low_level_channels = 24
     out_channels = 320
 

@@ -59,6 +59,8 @@ class ResNet(Encoder):
     for Semantic Image Segmentation", 2017, section 3.2.1.
     """
 
+    _dlv3p_calls_ops = True
+
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential

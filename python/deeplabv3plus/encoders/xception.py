@@ -101,6 +101,8 @@ class Xception(Encoder):
     Source: Chen et al., ECCV 2018, section 3.2 and figure 4.
     """
 
+    _dlv3p_calls_ops = True
+
     low_level_channels = 256
     out_channels = 2048
 
