@@ -128,7 +128,7 @@ def decoder_depthwise_fwd_kernel(
     sums = zero_tiles(KH, LANES, CHANNELS, NHWC)
     upper = zero_tiles(KW, LANES, CHANNELS, NHWC)
     lower = zero_tiles(KW, LANES, CHANNELS, NHWC)
-    current = NOWHERE + tl.program_id(0) * 0
+    current = tl.full([], NOWHERE, tl.int32)
     for group in range((rows + 2 * (KH - 1)) // KH):
         for i in tl.static_range(KH):
             step = group * KH + i
