@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..ops._common import like_map
-from . import depthwise_backward, launch
+from . import launch
 from .decoder_gather import decoder_depthwise_bwd_kernel
 from .decoder_source import Gather, Part, Source, resize_sizes
-from .depthwise_backward import Gradients
+from .depthwise_backward import Convolution, Gradients, backward
 from .depthwise_geometry import Geometry
 
 
@@ -35,11 +35,11 @@ def decoder_depthwise_backward(*arguments: Any) -> tuple[Tensor, ...]:
             if source.resizes(part):
                 _resized(source, geometry, by_output, taps, results)
             else:
-                *before, code = part.prologue
-                depthwise_backward.backward(
-                    geometry, by_output, part.map, taps, (before[0], before[1]), code, results,
-                    source.nhwc,
-                )  # fmt: skip
+                scale, shift, code = part.prologue
+                convolution = Convolution(
+                    geometry, by_output, part.map, taps, (scale, shift), code, source.nhwc
+                )
+                backward(convolution, results)
     encoder, low_level = found[True], found[False]
     by_maps = (
         like_map(t, by_map) if need and by_map.stride() != t.stride() else by_map

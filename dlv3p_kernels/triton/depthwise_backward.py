@@ -60,13 +60,13 @@ def depthwise_conv2d_fused_backward(
         results.by_weight.zero_()
         results.by_affine.zero_()
     elif need_input or need_weight:
-        geometry = Geometry.of(weight, stride, padding, dilation)
-        prologue = (launch.vector(in_scale), launch.vector(in_shift))
+        convolution = Convolution(
+            Geometry.of(weight, stride, padding, dilation), launch.channel_range(grad, nhwc),
+            launch.dense(x, nhwc), weight, (launch.vector(in_scale), launch.vector(in_shift)),
+            in_activation, nhwc,
+        )  # fmt: skip
         with torch.cuda.device_of(x):
-            backward(
-                geometry, launch.channel_range(grad, nhwc), launch.dense(x, nhwc), weight, prologue,
-                in_activation, results, nhwc,
-            )  # fmt: skip
+            backward(convolution, results)
     if not results.by_affine.numel():
         empty = x.new_empty(0, dtype=torch.float32)
         return results.by_input, results.by_weight, empty, empty.clone()
@@ -82,122 +82,103 @@ class Gradients(NamedTuple):
     by_affine: Tensor  # (2, channels): scale, shift
 
 
-def backward(
-    geometry: Geometry,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    prologue: tuple[Tensor | None, Tensor | None],
-    activation: int,
-    results: Gradients,
-    nhwc: bool,
-) -> None:
-    """Fills `results`. `grad` may be a range of the channels of a dense map; `x` is dense."""
-    run = _backward_in_lines if geometry.in_lines else _backward_by_taps
-    run(geometry, grad, x, weight, prologue, activation, results, nhwc)
+class Convolution(NamedTuple):
+    """What backward reads.
+
+    Attributes:
+        geometry: of the convolution.
+        grad: by its output; may be a range of the channels of a dense map.
+        x: its input, dense.
+        weight: (channels, 1, kh, kw).
+        prologue: scale and shift in front of it.
+        activation: behind these.
+        nhwc: the format of both maps.
+    """
+
+    geometry: Geometry
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    prologue: tuple[Tensor | None, Tensor | None]
+    activation: int
+    nhwc: bool
+
+    def tile(self, lanes: int, per_thread: int) -> launch.Tile:
+        """The tile for `lanes` lanes."""
+        return launch.tile_of(self.nhwc, self.x.size(1), lanes, per_thread, self.x, self.grad)
+
+    def sizes(self, source: Tensor, result: Tensor) -> tuple[int, tuple[int, ...]]:
+        """The unit of channels, and the sizes as the kernels take them."""
+        return map_sizes(source, result.shape[2:], launch.whole_channels(self.grad, self.nhwc))
 
 
-def _backward_in_lines(
-    geometry: Geometry,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    prologue: tuple[Tensor | None, Tensor | None],
-    activation: int,
-    results: Gradients,
-    nhwc: bool,
-) -> None:
+def backward(c: Convolution, results: Gradients) -> None:
+    """All gradients that `results` has room for."""
+    if c.geometry.in_lines:
+        _in_lines(c, results)
+        return
+    if results.by_input.numel():
+        _input_by_taps(c, results)
+    if results.by_weight.numel():
+        _weight_by_taps(c, results.by_weight)
+
+
+def _in_lines(c: Convolution, results: Gradients) -> None:
     """All gradients in one pass over the output's gradient and the input."""
-    batch, channels, height, width = x.shape
-    lines = Lines.of(height, geometry.dilation[0])
+    batch, channels, height, width = c.x.shape
+    lines = Lines.of(height, c.geometry.dilation[0])
     lanes = batch * width * lines.phases * lines.segments
-    tile = launch.tile_of(nhwc, channels, lanes, launch.BACKWARD_PER_THREAD, x, grad)
-    partials = launch.workspace(x, tile.programs, geometry.taps + 2, channels)
+    tile = c.tile(lanes, launch.BACKWARD_PER_THREAD)
+    partials = launch.workspace(c.x, tile.programs, c.geometry.taps + 2, channels)
     # The walk goes down from the first row that sees a pixel, whose tap is the last one.
     offsets = [
         p - d * (k - 1)
-        for p, d, k in zip(geometry.before, geometry.dilation, geometry.kernel, strict=True)
+        for p, d, k in zip(c.geometry.before, c.geometry.dilation, c.geometry.kernel, strict=True)
     ]
-    unit, sizes = map_sizes(grad, x.shape[2:], launch.whole_channels(grad, nhwc))
+    unit, sizes = c.sizes(c.grad, c.x)
     depthwise_lines_bwd_kernel[tile.grid](
-        grad, weight.contiguous(), x, results.by_input, *prologue, partials,
-        *sizes, *offsets, *geometry.dilation, lines.phases, lines.segments,
-        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1],
-        ROWS=lines.rows, IN_ACTIVATION=activation,
+        c.grad, c.weight.contiguous(), c.x, results.by_input, *c.prologue, partials,
+        *sizes, *offsets, *c.geometry.dilation, lines.phases, lines.segments,
+        UNIT=unit, KH=c.geometry.kernel[0], KW=c.geometry.kernel[1],
+        ROWS=lines.rows, IN_ACTIVATION=c.activation,
         NEED_INPUT=bool(results.by_input.numel()), NEED_WEIGHT=bool(results.by_weight.numel()),
         **tile.constants, **launch.OPTIONS,
     )  # fmt: skip
     if results.by_weight.numel():
         launch.summed(partials, 0, results.by_weight.view(channels, -1).t())
     if results.by_affine.numel():
-        launch.summed(partials, geometry.taps, results.by_affine)
+        launch.summed(partials, c.geometry.taps, results.by_affine)
 
 
-def _backward_by_taps(
-    geometry: Geometry,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    prologue: tuple[Tensor | None, Tensor | None],
-    activation: int,
-    results: Gradients,
-    nhwc: bool,
-) -> None:
-    """One pass for each gradient."""
-    if results.by_input.numel():
-        _input_gradient(geometry, grad, x, weight, prologue, activation, results, nhwc)
-    if results.by_weight.numel():
-        _weight_gradient(geometry, grad, x, prologue, activation, results.by_weight, nhwc)
-
-
-def _input_gradient(
-    geometry: Geometry,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    prologue: tuple[Tensor | None, Tensor | None],
-    activation: int,
-    results: Gradients,
-    nhwc: bool,
-) -> None:
-    batch, channels, height, width = x.shape
-    lanes = batch * height * width
-    tile = launch.tile_of(nhwc, channels, lanes, launch.FORWARD_PER_THREAD, x, grad)
-    partials = launch.workspace(x, tile.programs, 2, channels)
-    unit, sizes = map_sizes(grad, x.shape[2:], launch.whole_channels(grad, nhwc))
+def _input_by_taps(c: Convolution, results: Gradients) -> None:
+    batch, channels, height, width = c.x.shape
+    tile = c.tile(batch * height * width, launch.FORWARD_PER_THREAD)
+    partials = launch.workspace(c.x, tile.programs, 2, channels)
+    unit, sizes = c.sizes(c.grad, c.x)
     depthwise_taps_kernel[tile.grid](
-        grad, tap_major(weight), None, results.by_input, *prologue, None, None, x, partials,
-        *sizes, 1, 1, *geometry.before, *(-d for d in geometry.dilation),
-        DOWN_H=geometry.stride[0], DOWN_W=geometry.stride[1], BACKWARD=True,
-        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1],
-        IN_ACTIVATION=activation, OUT_ACTIVATION=IDENTITY, STATISTICS=False,
+        c.grad, tap_major(c.weight), None, results.by_input, *c.prologue, None, None, c.x, partials,
+        *sizes, 1, 1, *c.geometry.before, *(-d for d in c.geometry.dilation),
+        DOWN_H=c.geometry.stride[0], DOWN_W=c.geometry.stride[1], BACKWARD=True,
+        UNIT=unit, KH=c.geometry.kernel[0], KW=c.geometry.kernel[1],
+        IN_ACTIVATION=c.activation, OUT_ACTIVATION=IDENTITY, STATISTICS=False,
         **tile.constants, **launch.OPTIONS,
     )  # fmt: skip
     if results.by_affine.numel():
         launch.summed(partials, 0, results.by_affine)
 
 
-def _weight_gradient(
-    geometry: Geometry,
-    grad: Tensor,
-    x: Tensor,
-    prologue: tuple[Tensor | None, Tensor | None],
-    activation: int,
-    by_weight: Tensor,
-    nhwc: bool,
-) -> None:
-    batch, channels, height, width = grad.shape
-    lanes = batch * height * width
-    tile = launch.tile_of(nhwc, channels, lanes, launch.BACKWARD_PER_THREAD, x, grad)
-    taps = min(geometry.kernel[1], _TAPS_AT_ONCE)
-    groups = triton.cdiv(geometry.taps, taps)
+def _weight_by_taps(c: Convolution, by_weight: Tensor) -> None:
+    batch, channels, height, width = c.grad.shape
+    tile = c.tile(batch * height * width, launch.BACKWARD_PER_THREAD)
+    taps = min(c.geometry.kernel[1], _TAPS_AT_ONCE)
+    groups = triton.cdiv(c.geometry.taps, taps)
     grid = (*tile.grid, groups)
-    partials = launch.workspace(x, tile.programs, groups * taps, channels)
-    unit, sizes = map_sizes(x, grad.shape[2:], launch.whole_channels(grad, nhwc))
+    partials = launch.workspace(c.x, tile.programs, groups * taps, channels)
+    unit, sizes = c.sizes(c.x, c.grad)
     depthwise_taps_wgrad_kernel[grid](
-        x, grad, *prologue, partials, *sizes,
-        *geometry.stride, *(-p for p in geometry.before), *geometry.dilation,
-        UNIT=unit, KH=geometry.kernel[0], KW=geometry.kernel[1], TAPS=taps,
-        IN_ACTIVATION=activation, **tile.constants, **launch.OPTIONS,
+        c.x, c.grad, *c.prologue, partials, *sizes,
+        *c.geometry.stride, *(-p for p in c.geometry.before), *c.geometry.dilation,
+        UNIT=unit, KH=c.geometry.kernel[0], KW=c.geometry.kernel[1], TAPS=taps,
+        IN_ACTIVATION=c.activation, **tile.constants, **launch.OPTIONS,
     )  # fmt: skip
     launch.summed(partials, 0, by_weight.view(channels, -1).t())
