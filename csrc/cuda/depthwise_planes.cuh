@@ -234,7 +234,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
       const Pack<float, 4> zeros{};
 #pragma unroll 1
       for (int i = 4 * thread; i < staged_floats(g); i += 4 * kPlanesThreads) {
-        store_pack(staged + i, zeros);
+        store_shared(staged + i, zeros);
       }
       __syncthreads();
     }

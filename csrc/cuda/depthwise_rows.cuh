@@ -288,7 +288,7 @@ class RowCopier {
         float x[kAtOnce];
         unpack(load_pack<kAtOnce>(chunk + i), x);
         stage.apply(x);
-        store_pack(chunk + i, pack_of<T>(x));
+        store_shared(chunk + i, pack_of<T>(x));
       }
     }
   }

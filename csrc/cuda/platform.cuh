@@ -98,6 +98,9 @@ __device__ inline Pack<T, V> load_pack(const T* from) {
 // One store to global memory, which the compiler does not split.
 template <class Word>
 __device__ inline void store_word(Word* to, const Word& word) {
+#ifdef DLV3P_EMULATED
+  emulator::check_global(to, sizeof(word), "store_pack");
+#endif
   *to = word;
 }
 #ifndef DLV3P_EMULATED
@@ -113,12 +116,21 @@ __device__ inline void store_word(uint2* to, const uint2& word) {
 }
 #endif
 
+// To global memory.
 template <int V, class T>
 __device__ inline void store_pack(T* to, const Pack<T, V>& pack) {
   using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
   Word word;
   memcpy(&word, &pack, sizeof(word));
   store_word(reinterpret_cast<Word*>(to), word);
+}
+
+template <int V, class T>
+__device__ inline void store_shared(T* to, const Pack<T, V>& pack) {
+  using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
+  Word word;
+  memcpy(&word, &pack, sizeof(word));
+  *reinterpret_cast<Word*>(to) = word;
 }
 
 // The pack at a place in shared memory.
