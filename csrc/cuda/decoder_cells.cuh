@@ -15,7 +15,8 @@ struct Cells {
 // The first of `count` places whose value, which never falls, is not below `least`; `count` for
 // none.
 template <class ValueOf>
-__device__ inline int64_t first_not_below(int64_t count, int64_t least, ValueOf&& value_of) {
+__host__ __device__ inline int64_t first_not_below(int64_t count, int64_t least,
+                                                   ValueOf&& value_of) {
   int64_t low = 0, high = count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -29,7 +30,7 @@ __device__ inline int64_t first_not_below(int64_t count, int64_t least, ValueOf&
 }
 
 // The first pixel whose first cell is `cell` or one behind it; as many as there are for none.
-__device__ inline int64_t first_pixel_of(const ResizeAxis<float>& axis, int64_t cell) {
+__host__ __device__ inline int64_t first_pixel_of(const ResizeAxis<float>& axis, int64_t cell) {
   return first_not_below(axis.out, cell, [&](int64_t pixel) { return axis.source(pixel).first; });
 }
 

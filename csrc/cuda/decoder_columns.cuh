@@ -12,7 +12,11 @@
 
 namespace dlv3p {
 
-constexpr int kColumnThreads = 256;
+// Threads of a block, of which two shall fit at a time. A quarter of a multiprocessor has registers
+// for four warps of at most 128, or for three of at most 168.
+constexpr int kManyThreads = 256;
+constexpr int kFewThreads = 192;
+constexpr int kColumnBlocks = 2;
 
 // How blocks and their threads share the work.
 struct ColumnGrid {
@@ -86,7 +90,8 @@ __device__ inline void fill_table(CellPair* table, const ResizeAxis<float>& axis
   }
 }
 
-// A column of pixels: where its two cells lie in a row of them, in elements.
+// A column of pixels: where its two cells lie in a row of them, in elements. Where there is no
+// pixel the first cell stands for both: it is read, which saves branches, and not used.
 struct CellColumn {
   bool there = false;
   int first = 0;
@@ -95,19 +100,12 @@ struct CellColumn {
   float weight_second = 0.0f;
 
   CellColumn() = default;
-  __device__ CellColumn(const CellPair& pair, int64_t stride)
-      : there(pair.first >= 0),
-        first(pair.first * static_cast<int>(stride)),
-        second(pair.second * static_cast<int>(stride)),
-        weight_first(pair.weight_first),
-        weight_second(pair.weight_second) {}
-
-  template <class T, int V>
-  __device__ void read(const T* row, float (&x)[V]) const {
-    float left[V], right[V];
-    unpack(load_pack<V>(row + first), left);
-    unpack(load_pack<V>(row + second), right);
-    blend(weight_first, left, weight_second, right, x);
+  __device__ CellColumn(const CellPair& pair, int64_t stride) : there(pair.first >= 0) {
+    if (!there) return;
+    first = pair.first * static_cast<int>(stride);
+    second = pair.second * static_cast<int>(stride);
+    weight_first = pair.weight_first;
+    weight_second = pair.weight_second;
   }
 };
 
@@ -120,17 +118,16 @@ class HeldCells {
 
   __device__ void enter(const CellPair& row, const CellColumn (&columns)[K]) {
     if (row.first == first_) return;
+    if (row.first == second_) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (!columns[k].there) continue;
-      if (row.first == second_) {
+      for (int k = 0; k < K; ++k) {
 #pragma unroll
         for (int v = 0; v < V; ++v) upper_[k][v] = lower_[k][v];
-      } else {
-        columns[k].read(cells_ + row.first * stride_, upper_[k]);
       }
-      columns[k].read(cells_ + row.second * stride_, lower_[k]);
+    } else {
+      mix(row.first, columns, upper_);
     }
+    mix(row.second, columns, lower_);
     first_ = row.first;
     second_ = row.second;
   }
@@ -141,6 +138,23 @@ class HeldCells {
   }
 
  private:
+  __device__ void mix(int row, const CellColumn (&columns)[K], float (&to)[K][V]) const {
+    const T* from = cells_ + row * stride_;
+    Pack<T, V> left[K], right[K];  // all on their way before the first is used
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      left[k] = load_pack<V>(from + columns[k].first);
+      right[k] = load_pack<V>(from + columns[k].second);
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      float a[V], b[V];
+      unpack(left[k], a);
+      unpack(right[k], b);
+      blend(columns[k].weight_first, a, columns[k].weight_second, b, to[k]);
+    }
+  }
+
   const T* cells_;
   int64_t stride_;
   int first_ = -1;

@@ -11,42 +11,45 @@ namespace dlv3p {
 namespace {
 
 constexpr int64_t kLeastBand = 8;     // a band makes the interval above it as well
-constexpr int64_t kMostPixels = 512;  // rows of a band, about: its table must stay small
+constexpr int64_t kMostPixels = 512;  // rows of a band: its table must stay small
 constexpr int64_t kLaneBytes = 32;    // few lanes make wide tiles, with few pixels made twice
 
-// At most so many pixels read `intervals` neighbouring cells first; one more half in front of the
-// first cell, and one for each of three roundings.
-int64_t most_pixels(const ResizeAxis<float>& axis, int64_t intervals) {
-  if (axis.scale <= 0.0f) return axis.out;
-  const double pixels = (static_cast<double>(intervals) + 0.5) / axis.scale + 3;
-  return pixels < axis.out ? static_cast<int64_t>(pixels) : axis.out;
+// The most pixels that a block sees along an axis of which it makes `tile` cells: those of its own
+// intervals and of the one in front.
+int64_t most_pixels(const ResizeAxis<float>& axis, int64_t tile) {
+  int64_t most = 0;
+  for (int64_t cell = 0; cell < axis.in; cell += tile) {
+    const int64_t end = first_pixel_of(axis, std::min(cell + tile, axis.in));
+    most = std::max(most, end - first_pixel_of(axis, cell - 1));
+  }
+  return most;
 }
 
-// The other way around: so many intervals have no more pixels.
-int64_t most_intervals(const ResizeAxis<float>& axis, int64_t pixels) {
-  if (axis.out <= pixels) return axis.in;
-  const double intervals = (static_cast<double>(pixels) - 3) * axis.scale - 0.5;
-  return intervals > 0 ? std::min(axis.in, static_cast<int64_t>(intervals)) : 0;
+// Cells of a block that sees at most so many pixels, shared out evenly; 0 where there are none.
+int64_t even_tile(const ResizeAxis<float>& axis, int64_t pixels) {
+  const auto even = [&](int64_t most) { return blocks_of(axis.in, blocks_of(axis.in, most)); };
+  const auto guess = static_cast<int64_t>(static_cast<float>(pixels) * axis.scale);
+  int64_t most = axis.out <= pixels ? axis.in : std::min(guess, axis.in);
+  while (most > 0 && most_pixels(axis, even(most)) > pixels) --most;
+  return most > 0 ? even(most) : 0;
 }
 
 template <class T, int K, int V>
 struct Launcher {
-  // Without threads where no interval of columns fits a block.
+  // Without columns where the pixels of an interval do not fit a block.
   static ColumnGrid grid(const DepthwiseBackward& p, const Cells& cells) {
     ColumnGrid g{};
     g.lanes = lanes_along(p.input_map, p.channels, V, kLaneBytes, sizeof(T));
     g.slabs = static_cast<int>(blocks_of(p.channels, g.lanes * V));
-    const int64_t most = kColumnThreads / g.lanes;
-    const int64_t seen = most_intervals(cells.columns, most);
-    const int64_t tile = std::min(seen == cells.columns.in ? seen : seen - 1, most);
-    if (tile < 1) return g;
+    const int64_t most = kFewThreads / g.lanes;
+    const int64_t tile = std::min(even_tile(cells.columns, most), most);
+    const int64_t most_band = even_tile(cells.rows, kMostPixels);
+    if (tile < 1 || most_band < 1) return g;
+    g.tile = static_cast<int>(tile);
     g.tiles = static_cast<int>(blocks_of(cells.columns.in, tile));
-    g.tile = static_cast<int>(blocks_of(cells.columns.in, g.tiles));
-    g.columns = static_cast<int>(std::max<int64_t>(g.tile, most_pixels(cells.columns, g.tile + 1)));
-    const int64_t most_band = std::max<int64_t>(1, most_intervals(cells.rows, kMostPixels) - 1);
+    g.columns = static_cast<int>(std::max(tile, most_pixels(cells.columns, tile)));
     cut_bands(g, cells.rows.in, p.batch, kLeastBand, most_band);
-    const int64_t rows = most_pixels(cells.rows, g.band + 1) + K - 1;
-    g.most_rows = static_cast<int>(blocks_of(rows, K) * K);
+    g.most_rows = static_cast<int>(blocks_of(most_pixels(cells.rows, g.band) + K - 1, K) * K);
     return g;
   }
 
@@ -108,8 +111,7 @@ bool columns_take(const DepthwiseBackward& p, const Cells& cells, const Tensor& 
   with_launcher(p, like, [&](auto launcher) {
     const ColumnGrid g = launcher.grid(p, cells);
     const auto most = static_cast<size_t>(device_limits().shared_bytes_per_block);
-    takes =
-        g.columns > 0 && g.columns * g.lanes <= kColumnThreads && launcher.shared_bytes(g) <= most;
+    takes = g.columns > 0 && g.columns * g.lanes <= kFewThreads && launcher.shared_bytes(g) <= most;
   });
   return takes;
 }

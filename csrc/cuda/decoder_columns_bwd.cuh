@@ -147,7 +147,7 @@ class CellGatherer {
 // Step t brings in row t of the gradient that the band sees, turned around: it adds to the gradient
 // by K rows of pixels, the last of which begins here and the first of which is complete.
 template <class T, int K, int V>
-__global__ void __launch_bounds__(kColumnThreads, K == 3 ? 2 : 1)
+__global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
     decoder_columns_bwd_kernel(ColumnsBackward p) {
   constexpr int kTaps = K * K;
   DLV3P_DYNAMIC_SHARED(shared);

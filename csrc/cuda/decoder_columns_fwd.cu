@@ -16,30 +16,38 @@ constexpr int64_t kLaneBytes = 64;
 
 template <class T, int K, int V>
 struct Launcher {
+  static void run(const Stream& stream, const DepthwiseForward& p, const Cells& cells,
+                  const Tensor& like) {
+    if (p.mean) {
+      measure(stream, p, cells, like);
+    } else if (p.behind.is_identity()) {
+      launch<Behind::kNothing>(stream, {p, cells, grid<Behind::kNothing>(p), nullptr});
+    } else {
+      launch<Behind::kAffine>(stream, {p, cells, grid<Behind::kAffine>(p), nullptr});
+    }
+  }
+
+ private:
+  static void measure(const Stream& stream, const DepthwiseForward& p, const Cells& cells,
+                      const Tensor& like) {
+    const ColumnGrid g = grid<Behind::kStatistics>(p);
+    const int64_t parts = parts_of(g, p.batch);
+    const Tensor room = float_workspace(like, parts * 3 * p.channels);
+    auto* const moments = static_cast<float*>(room.mutable_data_ptr());
+    launch<Behind::kStatistics>(stream, {p, cells, g, moments});
+    launch_reduce_moments(stream, {moments, parts, p.channels, p.mean, p.var});
+  }
+
+  template <Behind kBehind>
   static ColumnGrid grid(const DepthwiseForward& p) {
     ColumnGrid g{};
     g.lanes = lanes_along(p.input_map, p.channels, V, kLaneBytes, sizeof(T));
     g.slabs = static_cast<int>(blocks_of(p.channels, g.lanes * V));
-    g.tiles = static_cast<int>(blocks_of(p.columns.out, kColumnThreads / g.lanes));
+    g.tiles = static_cast<int>(blocks_of(p.columns.out, kForwardThreads<K, kBehind> / g.lanes));
     g.tile = g.columns = static_cast<int>(blocks_of(p.columns.out, g.tiles));
     cut_bands(g, p.rows.out, p.batch, kLeastBand, kMostBand);
     g.most_rows = static_cast<int>(blocks_of(g.band + K - 1, K) * K);
     return g;
-  }
-
-  static void run(const Stream& stream, const DepthwiseForward& p, const Cells& cells,
-                  const Tensor& like) {
-    ColumnsForward q{p, cells, grid(p), nullptr};
-    if (!p.mean) {
-      p.behind.is_identity() ? launch<Behind::kNothing>(stream, q)
-                             : launch<Behind::kAffine>(stream, q);
-      return;
-    }
-    const int64_t parts = parts_of(q.grid, p.batch);
-    const Tensor room = float_workspace(like, parts * 3 * p.channels);
-    q.moment_parts = static_cast<float*>(room.mutable_data_ptr());
-    launch<Behind::kStatistics>(stream, q);
-    launch_reduce_moments(stream, {q.moment_parts, parts, p.channels, p.mean, p.var});
   }
 
   template <Behind kBehind>

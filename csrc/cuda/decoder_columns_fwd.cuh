@@ -12,10 +12,14 @@ struct ColumnsForward {
   float* moment_parts;  // (blocks of a slab, 3, channels), for kStatistics
 };
 
+template <int K, Behind kBehind>
+constexpr int kForwardThreads =
+    K == 3 && kBehind != Behind::kStatistics ? kManyThreads : kFewThreads;
+
 // Step t brings in row t of the pixels that the band sees and adds it to its K unfinished rows of
 // the result; with row t the row t - (K - 1) of the result is complete.
 template <class T, int K, int V, Behind kBehind>
-__global__ void __launch_bounds__(kColumnThreads, K == 3 ? 2 : 1)
+__global__ void __launch_bounds__(kForwardThreads<K, kBehind>, kColumnBlocks)
     decoder_columns_fwd_kernel(ColumnsForward p) {
   DLV3P_DYNAMIC_SHARED(shared);
   const DepthwiseForward& c = p.convolution;

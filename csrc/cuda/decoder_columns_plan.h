@@ -11,8 +11,8 @@
 
 namespace dlv3p {
 
-// Blocks for each multiprocessor: two at a time, in several turns.
-constexpr int64_t kColumnBlocks = 8;
+// Blocks for each multiprocessor, in several turns.
+constexpr int64_t kWantedColumnBlocks = 4 * kColumnBlocks;
 
 inline int64_t blocks_of(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
@@ -55,7 +55,7 @@ inline unsigned whole_warps(int64_t threads) {
 // Rows of a band: enough blocks for the device, of `least` rows and at most `most`.
 inline void cut_bands(ColumnGrid& g, int64_t rows, int64_t images, int64_t least, int64_t most) {
   const int64_t wanted =
-      blocks_of(kColumnBlocks * device_limits().multiprocessors, images * g.tiles * g.slabs);
+      blocks_of(kWantedColumnBlocks * device_limits().multiprocessors, images * g.tiles * g.slabs);
   const int64_t bands = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / least));
   g.band = static_cast<int>(std::min(blocks_of(rows, bands), most));
   g.bands = static_cast<int>(blocks_of(rows, g.band));
