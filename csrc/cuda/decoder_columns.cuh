@@ -140,6 +140,7 @@ class HeldCells {
  private:
   __device__ void mix(int row, const CellColumn (&columns)[K], float (&to)[K][V]) const {
     const T* from = cells_ + row * stride_;
+    hold(from);
     Pack<T, V> left[K], right[K];  // all on their way before the first is used
 #pragma unroll
     for (int k = 0; k < K; ++k) {

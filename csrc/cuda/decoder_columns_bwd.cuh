@@ -49,7 +49,8 @@ struct CellRange {
 };
 
 // Values of the gradient that the taps of a thread's column meet in a row. Those outside the map
-// count nothing, so they are not multiplied either.
+// count nothing, so they are not multiplied either; others are read in their place, as loads that
+// depend on nothing can be under way while the row before is at work.
 template <class T, int K, int V>
 class GradientTaps {
  public:
@@ -60,18 +61,18 @@ class GradientTaps {
       const int64_t column = pixel + c.columns.before - k * c.columns.dilation;
       sees_[k] = works && column >= 0 && column < c.columns.out;
       offset_[k] = sees_[k] ? static_cast<int>(column * c.grad_map.stride_w) : 0;
+      hold(offset_[k]);
     }
   }
 
   __device__ bool has(int row) const { return row >= 0 && row < height_; }
   __device__ bool sees(int k) const { return sees_[k]; }
   __device__ void load(int row, Pack<T, V> (&taps)[K]) const {
-    if (!has(row)) return;
-    const T* from = image_ + row * stride_h_;
+    const int there = row < 0 ? 0 : (row < height_ ? row : height_ - 1);
+    const T* from = image_ + there * stride_h_;
+    hold(from);
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (sees_[k]) taps[k] = load_pack<V>(from + offset_[k]);
-    }
+    for (int k = 0; k < K; ++k) taps[k] = load_pack<V>(from + offset_[k]);
   }
 
  private:
@@ -177,7 +178,8 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
   const int own_channel = me.first_channel + me.lane * V;
   const bool works = me.inside && pixel < across.end_pixel && own_channel < me.channels;
   const int channel = works ? own_channel : 0;
-  const SharedAddress my_weights = shared_address(weights + me.lane * kTaps * V);
+  SharedAddress my_weights = shared_address(weights + me.lane * kTaps * V);
+  hold(my_weights);
   CellColumn column[1];
   if (works) column[0] = CellColumn(columns[me.column], c.input_map.stride_w);
   HeldCells<T, 1, V> held(at_image<T>(c.input, c.input_map, place.image, channel),
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
 
   const int steps = pixels + K - 1;
   const int first_row = down.first_pixel + static_cast<int>(c.rows.before) - (K - 1);
-  Pack<T, V> coming[K] = {};
+  Pack<T, V> coming[K];
   taps.load(first_row, coming);
   for (int first = 0; first < steps; first += K) {
 #pragma unroll
@@ -214,10 +216,10 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
       float g[K][V];
 #pragma unroll
       for (int k = 0; k < K; ++k) unpack(coming[k], g[k]);
-      if (step + 1 < steps) taps.load(first_row + step + 1, coming);
+      taps.load(first_row + step + 1, coming);
 
       const CellPair begun = rows[step];
-      if (begun.first >= 0 && works) {
+      if (begun.first >= 0) {
         held.enter(begun, column);
         held.pixel(0, begun, z[turn]);
       }

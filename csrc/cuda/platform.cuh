@@ -51,6 +51,22 @@ using SharedAddress = unsigned char*;
 inline SharedAddress shared_address(void* shared) { return static_cast<unsigned char*>(shared); }
 #endif
 
+// The value stays in its register, or the address of global memory in two: the compiler shall not
+// work it out again at every use.
+template <class Value>
+__device__ inline void hold(Value& value) {
+#ifndef DLV3P_EMULATED
+  asm volatile("" : "+r"(value));
+#endif
+}
+template <class T>
+__device__ inline void hold(const T*& global) {
+#ifndef DLV3P_EMULATED
+  asm volatile("" : "+l"(global));
+  __builtin_assume(__isGlobal(global));  // what that hides
+#endif
+}
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(Half x) { return static_cast<float>(x); }
 __device__ inline float to_float(BFloat16 x) { return static_cast<float>(x); }
