@@ -211,6 +211,15 @@ Tensor gradient_for(const Part& part, bool wanted) {
                 : empty_in_dtype_of(map, {0});
 }
 
+// A part's channels of the gradient. The kernels for planes walk over whole batches, so there they
+// are copied; with those of the low-level map that is little.
+Tensor gradient_of(const Part& part, const Tensor& grad) {
+  Tensor slice = grad;
+  slice = torch::stable::narrow(slice, 1, part.first_channel, part.map.size(1));
+  const bool is_planes = format_of(grad) == MemoryFormat::Contiguous && grad.size(0) > 1;
+  return is_planes && !part.cells ? torch::stable::contiguous(slice) : slice;
+}
+
 Backward decoder_depthwise_backward_cuda(const Tensor& grad_output, const Tensor& input,
                                          const Tensor& low_level, bool align_corners,
                                          bool encoder_first, const std::optional<Tensor>& low_scale,
@@ -233,25 +242,24 @@ Backward decoder_depthwise_backward_cuda(const Tensor& grad_output, const Tensor
   const Tensor grad_shift = float_vector(low_level, vector);
   const auto launch_part = [&](const Part& part, const Tensor& result, bool wanted) {
     if (!wanted && !need_weight) return;
-    const DepthwiseMap grad_map = map_of(grad);
+    const Tensor slice = gradient_of(part, grad);
     const bool has_scale = part.before.scale && vector > 0;
     void* const to_weight = need_weight ? grad_weight.mutable_data_ptr() : nullptr;
-    const DepthwiseBackward p{
-        advance(grad, grad.const_data_ptr(), part.first_channel * grad_map.stride_c),
-        part.map.const_data_ptr(),
-        convolution.filters(part),
-        wanted ? result.mutable_data_ptr() : nullptr,
-        advance(grad, to_weight, part.first_channel * convolution.taps()),
-        has_scale ? floats(grad_scale) : nullptr,
-        has_scale ? floats(grad_shift) : nullptr,
-        grad_map,
-        map_of(part.map),
-        wanted ? map_of(result) : DepthwiseMap{},
-        part.map.size(0),
-        part.map.size(1),
-        convolution.axes().rows,
-        convolution.axes().columns,
-        part.before};
+    const DepthwiseBackward p{slice.const_data_ptr(),
+                              part.map.const_data_ptr(),
+                              convolution.filters(part),
+                              wanted ? result.mutable_data_ptr() : nullptr,
+                              advance(grad, to_weight, part.first_channel * convolution.taps()),
+                              has_scale ? floats(grad_scale) : nullptr,
+                              has_scale ? floats(grad_shift) : nullptr,
+                              map_of(slice),
+                              map_of(part.map),
+                              wanted ? map_of(result) : DepthwiseMap{},
+                              part.map.size(0),
+                              part.map.size(1),
+                              convolution.axes().rows,
+                              convolution.axes().columns,
+                              part.before};
     launch(stream, p, part);
   };
   launch_part(source.encoder(), grad_input, need_input);
