@@ -30,7 +30,7 @@ __device__ inline void pixel_gradient(const DepthwiseBackward& p, const T* grad,
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kAnyThreads)
+__global__ void __launch_bounds__(kAnyThreads, 2)
     decoder_any_bwd_input_kernel(DepthwiseBackward p, Cells cells, AnyBlock block) {
   const int lane = static_cast<int>(threadIdx.x) % block.lanes;
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * block.lanes + lane) * V;

@@ -145,6 +145,38 @@ class CellGatherer {
   T* result_ = nullptr;
 };
 
+// Sums for the two rows of cells that a row of pixels is mixed from.
+template <int V>
+struct CellRows {
+  float upper[V] = {};
+  float lower[V] = {};
+
+  // A share of 0 is multiplied as any, but only where there is a second row: see share_of.
+  __device__ void add(const CellPair& row, const float (&gradient)[V]) {
+    const bool is_one = row.second == row.first;
+    const float first = is_one ? row.weight_first + row.weight_second : row.weight_first;
+#pragma unroll
+    for (int v = 0; v < V; ++v) upper[v] = fmaf(first, gradient[v], upper[v]);
+    if (is_one) return;
+#pragma unroll
+    for (int v = 0; v < V; ++v) lower[v] = fmaf(row.weight_second, gradient[v], lower[v]);
+  }
+
+  // One row on: the upper one is complete.
+  __device__ void next() {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      upper[v] = lower[v];
+      lower[v] = 0.0f;
+    }
+  }
+};
+
+// Taps whose sums lie in shared memory at a time: many floats, but where a thread has one channel.
+constexpr int taps_at_once(int kernel, int channels) {
+  return channels == 1 ? kernel * kernel : kernel;
+}
+
 // Step t brings in row t of the gradient that the band sees, turned around: it adds to the gradient
 // by K rows of pixels, the last of which begins here and the first of which is complete.
 template <class T, int K, int V>
@@ -192,16 +224,12 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
   float z[K][V] = {};
   float sum[K][V] = {};
   float weight_sum[kTaps][V] = {};
-  float upper[V] = {}, lower[V] = {};  // of the two rows of cells around the complete row
-  int cell = down.first_cell > 0 ? down.first_cell - 1 : 0;  // that `upper` is for
+  CellRows<V> cells;
+  int cell = down.first_cell > 0 ? down.first_cell - 1 : 0;  // of the upper row
   const auto leave = [&] {
-    gatherer.finish(cell, cell >= down.first_cell, upper);
+    gatherer.finish(cell, cell >= down.first_cell, cells.upper);
+    cells.next();
     ++cell;
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      upper[v] = lower[v];
-      lower[v] = 0.0f;
-    }
   };
 
   const int steps = pixels + K - 1;
@@ -247,32 +275,24 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
       if (complete < 0 || complete >= pixels) continue;
       const CellPair row = rows[complete];
       while (cell < row.first) leave();
-      const float (&gradient)[V] = sum[(turn + 1) % K];
-      if (row.second == row.first) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          upper[v] = fmaf(row.weight_first + row.weight_second, gradient[v], upper[v]);
-        }
-      } else {
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          upper[v] = fmaf(row.weight_first, gradient[v], upper[v]);
-          lower[v] = fmaf(row.weight_second, gradient[v], lower[v]);
-        }
-      }
+      cells.add(row, sum[(turn + 1) % K]);
     }
   }
   while (cell < down.end_cell) leave();
   if (!p.parts) return;
   // What others make as well counts once.
   const bool owns = works && pixel >= across.own_pixel;
+  constexpr int kAtOnce = taps_at_once(K, V);
   float* const to = p.parts + place.part * kTaps * c.channels;
 #pragma unroll
-  for (int kh = 0; kh < K; ++kh) {
-    float values[K * V];
+  for (int first = 0; first < kTaps; first += kAtOnce) {
+    float values[kAtOnce * V];
 #pragma unroll
-    for (int i = 0; i < K * V; ++i) values[i] = owns ? weight_sum[kh * K + i / V][i % V] : 0.0f;
-    store_tile_sums<V, K>(me, reinterpret_cast<float*>(shared), values, to + kh * K * c.channels);
+    for (int i = 0; i < kAtOnce * V; ++i) {
+      values[i] = owns ? weight_sum[first + i / V][i % V] : 0.0f;
+    }
+    store_tile_sums<V, kAtOnce>(me, reinterpret_cast<float*>(shared), values,
+                                to + first * c.channels);
   }
 }
 
