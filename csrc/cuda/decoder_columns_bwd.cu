@@ -57,7 +57,7 @@ struct Launcher {
     const size_t tables = (g.most_rows + g.columns) * sizeof(CellPair);
     const size_t places = g.columns * g.lanes * V;
     const size_t walk = tables + (2 * places + K * K * g.lanes * V) * sizeof(float);
-    return std::max(walk, taps_at_once(K, V) * places * sizeof(float));
+    return std::max(walk, kTapsAtOnce<K, V> * places * sizeof(float));
   }
 
   static void run(const Stream& stream, const DepthwiseBackward& p, const Cells& cells,

@@ -173,9 +173,8 @@ struct CellRows {
 };
 
 // Taps whose sums lie in shared memory at a time: many floats, but where a thread has one channel.
-constexpr int taps_at_once(int kernel, int channels) {
-  return channels == 1 ? kernel * kernel : kernel;
-}
+template <int K, int V>
+constexpr int kTapsAtOnce = V == 1 ? K * K : K;
 
 // Step t brings in row t of the gradient that the band sees, turned around: it adds to the gradient
 // by K rows of pixels, the last of which begins here and the first of which is complete.
@@ -282,7 +281,7 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
   if (!p.parts) return;
   // What others make as well counts once.
   const bool owns = works && pixel >= across.own_pixel;
-  constexpr int kAtOnce = taps_at_once(K, V);
+  constexpr int kAtOnce = kTapsAtOnce<K, V>;
   float* const to = p.parts + place.part * kTaps * c.channels;
 #pragma unroll
   for (int first = 0; first < kTaps; first += kAtOnce) {
