@@ -233,6 +233,7 @@ BAD_ACCESS = {
     "null": (5, r"selftest_memory.cu:\d+: null pointer to 'const float'"),
     "misaligned copy": (6, "copy_async_16: the address in shared memory is not aligned"),
     "copy outside shared": (7, "copy_async_16: the address is not in the shared memory"),
+    "global store to shared": (9, "store_pack: the address is in shared memory"),
 }
 
 

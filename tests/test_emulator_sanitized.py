@@ -48,10 +48,10 @@ def test_planted_errors_are_found(mode: int, message: str) -> None:
     assert re.search(message, output, re.DOTALL), output
 
 
-@pytest.mark.parametrize("stem", ["depthwise", "norm"])
+@pytest.mark.parametrize("stem", ["depthwise_parity", "norm_parity", "decoder_values"])
 def test_kernels(stem: str) -> None:
     """The compact cases once more; also all of the emulator is under the sanitizers then."""
-    arguments = ["--backend", "emulated", "-m", "compact", f"tests/test_{stem}_parity.py"]
+    arguments = ["--backend", "emulated", "-m", "compact", f"tests/test_{stem}.py"]
     status, output = run_sanitized("-m", "pytest", "-p", "no:cacheprovider", *arguments)
     assert status == 0, output
     assert re.search(r"^[1-9]\d* passed", output, re.MULTILINE), output

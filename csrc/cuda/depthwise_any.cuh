@@ -90,23 +90,48 @@ __device__ inline const T* at(const void* map, int64_t offset) {
   return static_cast<const T*>(map) + offset;
 }
 
-template <class T, int V>
+// The input as the convolution sees it: a map through `before`.
+struct MapSource {
+  const void* data;
+  DepthwiseMap map;
+  ChannelAffine before;
+
+  // V channels of a thread.
+  template <class T, int V>
+  class Reader {
+   public:
+    __device__ Reader(const MapSource& source, int64_t channel)
+        : from_(at<T>(source.data, channel * source.map.stride_c)),
+          map_(source.map),
+          before_(source.before, channel) {}
+
+    __device__ void read(const Pixel& pixel, float (&x)[V]) const {
+      unpack(load_pack<V>(from_ + pixel.offset(map_)), x);
+      before_.apply(x);
+    }
+
+   private:
+    const T* from_;
+    DepthwiseMap map_;
+    AffineStage<V> before_;
+  };
+};
+
+template <class T, int V, class Source>
 __global__ void __launch_bounds__(kAnyThreads)
-    depthwise_any_fwd_kernel(DepthwiseForward p, AnyBlock block) {
+    depthwise_any_fwd_kernel(DepthwiseForward p, Source source, AnyBlock block) {
   const int lane = static_cast<int>(threadIdx.x) % block.lanes;
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * block.lanes + lane) * V;
   if (channel >= p.channels) return;
   const T* weight = at<T>(p.weight, channel * p.rows.kernel * p.columns.kernel);
   const int64_t taps = p.rows.kernel * p.columns.kernel;
-  const AffineStage<V> before(p.before, channel);
+  const typename Source::template Reader<T, V> reader(source, channel);
   const AffineStage<V> behind(p.behind, channel);
   const int64_t pixels = p.batch * p.rows.out * p.columns.out;
   for (PixelWalk walk(block, static_cast<int>(threadIdx.x) / block.lanes, pixels, p.rows.out,
                       p.columns.out);
        walk.more(); walk.next()) {
     const Pixel& pixel = walk.at();
-    const T* image =
-        at<T>(p.input, pixel.image * p.input_map.stride_n + channel * p.input_map.stride_c);
     float sum[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) sum[v] = p.bias ? to_float(at<T>(p.bias, channel)[v]) : 0.0f;
@@ -117,8 +142,7 @@ __global__ void __launch_bounds__(kAnyThreads)
         const int64_t w = p.columns.source(pixel.column, kw);
         if (w < 0 || w >= p.columns.in) continue;
         float x[V];
-        unpack(load_pack<V>(image + h * p.input_map.stride_h + w * p.input_map.stride_w), x);
-        before.apply(x);
+        reader.read({pixel.image, h, w}, x);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           sum[v] += to_float(weight[v * taps + kh * p.columns.kernel + kw]) * x[v];
@@ -224,15 +248,16 @@ __global__ void __launch_bounds__(kAnyThreads)
 }
 
 // Per block and tap, the sums that make the weight gradient.
-template <class T, int V>
+template <class T, int V, class Source>
 __global__ void __launch_bounds__(kAnyThreads)
-    depthwise_any_bwd_weight_kernel(DepthwiseBackward p, AnyBlock block, AnyParts parts) {
+    depthwise_any_bwd_weight_kernel(DepthwiseBackward p, Source source, AnyBlock block,
+                                    AnyParts parts) {
   __shared__ float scratch[kAnyThreads * V];
   const int lane = static_cast<int>(threadIdx.x) % block.lanes;
   const int row = static_cast<int>(threadIdx.x) / block.lanes;
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * block.lanes + lane) * V;
   const bool works = channel < p.channels;
-  const AffineStage<V> before(p.before, works ? channel : 0);
+  const typename Source::template Reader<T, V> reader(source, works ? channel : 0);
   const int64_t pixels = works ? p.batch * p.rows.out * p.columns.out : 0;
   const int64_t taps = p.rows.kernel * p.columns.kernel;
   for (int64_t tap = 0; tap < taps; ++tap) {
@@ -245,11 +270,7 @@ __global__ void __launch_bounds__(kAnyThreads)
       float g[V], x[V];
       unpack(load_pack<V>(at<T>(p.grad, pixel.offset(p.grad_map) + channel * p.grad_map.stride_c)),
              g);
-      unpack(load_pack<V>(at<T>(p.input, pixel.image * p.input_map.stride_n +
-                                             h * p.input_map.stride_h + w * p.input_map.stride_w +
-                                             channel * p.input_map.stride_c)),
-             x);
-      before.apply(x);
+      reader.read({pixel.image, h, w}, x);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] = fmaf(g[v], x[v], sum[v]);
     }

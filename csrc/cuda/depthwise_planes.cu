@@ -22,14 +22,19 @@ constexpr int kMostApart = 2;                             // A of the kernels
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool is_stride(int64_t size, int64_t stride, int64_t expected) {
+  return size == 1 || stride == expected;
+}
+
+bool dense_images(const DepthwiseMap& map, int64_t channels, int64_t height, int64_t width) {
+  return is_stride(width, map.stride_w, 1) && is_stride(height, map.stride_h, width) &&
+         is_stride(channels, map.stride_c, height * width);
+}
+
 bool dense(const DepthwiseMap& map, int64_t batch, int64_t channels, int64_t height,
            int64_t width) {
-  const auto fits = [](int64_t size, int64_t stride, int64_t expected) {
-    return size == 1 || stride == expected;
-  };
-  return fits(width, map.stride_w, 1) && fits(height, map.stride_h, width) &&
-         fits(channels, map.stride_c, height * width) &&
-         fits(batch, map.stride_n, channels * height * width);
+  return dense_images(map, channels, height, width) &&
+         is_stride(batch, map.stride_n, channels * height * width);
 }
 
 int apart(const PlanesAxis& axis) { return axis.step / std::gcd(axis.step, axis.dilation); }
@@ -183,7 +188,7 @@ size_t shared_bytes(int64_t floats) {
 bool planes_take(const DepthwiseForward& p, const Tensor& input) {
   return shape_fits(p.rows, p.columns) &&
          dense(p.input_map, p.batch, p.channels, p.rows.in, p.columns.in) &&
-         dense(p.output_map, p.batch, p.channels, p.rows.out, p.columns.out) &&
+         dense_images(p.output_map, p.channels, p.rows.out, p.columns.out) &&
          apart(forward_axis(p.rows)) <= kMostApart && plan_of(p, input).fits();
 }
 
@@ -197,8 +202,9 @@ bool planes_take(const DepthwiseBackward& p, const Tensor& input) {
 
 void launch_planes(const Stream& stream, const DepthwiseForward& p, const Tensor& input) {
   const PlanesPlan plan = plan_of(p, input);
+  const int64_t gap = p.output_map.stride_n - p.channels * p.rows.out * p.columns.out;
   const PlanesForward params{plan.geometry(), p.input,  p.weight, p.bias,
-                             p.output,        p.before, p.behind};
+                             p.output,        p.before, p.behind, p.batch > 1 ? gap : 0};
   const dim3 grid(static_cast<unsigned>(plan.blocks()));
   const size_t shared = shared_bytes(plan.floats());
   with_element_type(input, "depthwise_conv2d", [&](auto* element) {

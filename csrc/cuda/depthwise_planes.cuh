@@ -86,6 +86,7 @@ struct PlanesForward {
   void* output;
   ChannelAffine before;
   ChannelAffine behind;
+  int64_t image_gap;  // elements between images of the result: it may be channels of a wider map
 };
 
 struct PlanesBackward {
@@ -234,7 +235,7 @@ __device__ inline void stage(const PlanesGeometry& g, const PlanesBlock& block, 
       const Pack<float, 4> zeros{};
 #pragma unroll 1
       for (int i = 4 * thread; i < staged_floats(g); i += 4 * kPlanesThreads) {
-        store_pack(staged + i, zeros);
+        store_shared(staged + i, zeros);
       }
       __syncthreads();
     }
@@ -386,8 +387,9 @@ __global__ void __launch_bounds__(kPlanesThreads, planes_blocks(K))
   float scale[1], shift[1];
   load_channels(p.behind.scale, thread.channel, 1.0f, scale);
   load_channels(p.behind.shift, thread.channel, 0.0f, shift);
-  T* output =
-      static_cast<T*>(p.output) + (block.plane + thread.plane) * g.rows.result * g.columns.result;
+  const int64_t plane = block.plane + thread.plane;
+  T* output = static_cast<T*>(p.output) + plane * g.rows.result * g.columns.result +
+              plane / g.channels * p.image_gap;
   const SharedAddress rows = shared_address(staged);
 #pragma unroll 1
   for (int i = thread.index; i < PlanesStrip::count(g); i += thread.step) {

@@ -6,7 +6,8 @@
 
 namespace dlv3p {
 
-// Contiguous memory, kernels of 3x3, 5x5 and 7x7; without statistics.
+// Contiguous memory, the result's also as channels of a wider map; kernels of 3x3, 5x5 and 7x7;
+// without statistics.
 bool planes_take(const DepthwiseForward& p, const Tensor& input);
 void launch_planes(const Stream& stream, const DepthwiseForward& p, const Tensor& input);
 bool planes_take(const DepthwiseBackward& p, const Tensor& input);

@@ -7,7 +7,7 @@
 // column and V channels; its unfinished output rows and its weights stay in registers.
 #pragma once
 
-#include "depthwise_stages.cuh"
+#include "depthwise_tile.cuh"
 
 namespace dlv3p {
 
@@ -208,13 +208,11 @@ struct RowsThread {
     in_tile = column < g.tile;
     works = in_tile && output_column < g.out_width && channel < g.channels;
   }
-};
 
-template <int V>
-__device__ inline void multiply_add(float (&sum)[V], const float (&a)[V], const float (&b)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) sum[v] = fmaf(a[v], b[v], sum[v]);
-}
+  __device__ BlockTile tile(const RowsGeometry& g, const RowsPosition& at) const {
+    return {lanes, g.tile, lane, column, at.slab * lanes * V, g.channels, in_tile};
+  }
+};
 
 // The taps of a thread's column in a row in shared memory. Those outside the map count nothing, so
 // they are not multiplied either: a weight may be infinite.
@@ -288,7 +286,7 @@ class RowCopier {
         float x[kAtOnce];
         unpack(load_pack<kAtOnce>(chunk + i), x);
         stage.apply(x);
-        store_pack(chunk + i, pack_of<T>(x));
+        store_shared(chunk + i, pack_of<T>(x));
       }
     }
   }
@@ -301,27 +299,6 @@ class RowCopier {
   int advance_;
   int to_;
   int to_advance_;
-};
-
-// The weights of a thread's channels, (channels, K, K) in memory.
-template <class T, int K, int V>
-struct RowWeights {
-  float tap[K * K][V];
-
-  __device__ RowWeights(const T* weight, int64_t channel) {
-    T flat[K * K * V];
-#pragma unroll
-    for (int i = 0; i < K * K; ++i) {
-      const auto pack = load_pack<V>(weight + channel * K * K + i * V);
-#pragma unroll
-      for (int v = 0; v < V; ++v) flat[i * V + v] = pack.lane[v];
-    }
-#pragma unroll
-    for (int k = 0; k < K * K; ++k) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) tap[k][v] = to_float(flat[v * K * K + k]);
-    }
-  }
 };
 
 }  // namespace dlv3p

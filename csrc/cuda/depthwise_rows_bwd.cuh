@@ -24,44 +24,6 @@ struct RowsBackward {
   float* parts;  // (blocks of a slab, width, channels); null where no sum is wanted
 };
 
-// Sums `values` over the columns of the tile, in their order: one sum for each of kCount rows of
-// `to` (kCount, channels) and each channel of the block.
-template <int V, int kCount>
-__device__ inline void store_tile_sums(const RowsGeometry& g, const RowsPosition& at,
-                                       const RowsThread<V>& me, float* scratch,
-                                       const float (&values)[kCount * V], float* to) {
-  __syncthreads();  // whatever `scratch` was
-  if (me.in_tile) lay_down<kCount * V>(scratch, values, me.lane, me.column, me.lanes);
-  __syncthreads();
-  const int columns = kCount * V * me.lanes;
-  for (int i = static_cast<int>(threadIdx.x); i < columns; i += static_cast<int>(blockDim.x)) {
-    const int value = i / me.lanes;
-    const int lane = i - value * me.lanes;
-    const int channel = (at.slab * me.lanes + lane) * V + value % V;
-    if (channel < g.channels) {
-      to[static_cast<int64_t>(value / V) * g.channels + channel] =
-          column_sum(scratch, i, columns, g.tile);
-    }
-  }
-}
-
-// The weights of a block's channels in shared memory, (lanes, taps, V): registers are needed for
-// their gradients.
-template <class T, int V>
-__device__ inline void share_weights(const RowsGeometry& g, const RowsPosition& at, const T* weight,
-                                     int taps, int lanes, float* shared) {
-  const int first = at.slab * lanes * V;
-  const int threads = static_cast<int>(blockDim.x);
-  for (int i = static_cast<int>(threadIdx.x); i < taps * lanes * V; i += threads) {
-    const int channel = i / taps;
-    const int tap = i - channel * taps;
-    const int lane = channel / V;
-    if (first + channel >= g.channels) continue;
-    const int64_t from = static_cast<int64_t>(first) * taps + i;
-    shared[(lane * taps + tap) * V + channel % V] = to_float(weight[from]);
-  }
-}
-
 template <class T, int K, int V, bool kBefore>
 __global__ void __launch_bounds__(kRowThreads, K == 3 && !kBefore ? kRowBlocks : 1)
     depthwise_rows_bwd_kernel(RowsBackward p) {
@@ -82,7 +44,7 @@ __global__ void __launch_bounds__(kRowThreads, K == 3 && !kBefore ? kRowBlocks :
   auto* weights = reinterpret_cast<float*>(shared + g.table_bytes);
   unsigned char* rows = shared + g.table_bytes + me.lanes * V * kTaps * sizeof(float);
   const SharedAddress ring = shared_address(rows);
-  share_weights<T, V>(g, at, static_cast<const T*>(p.weight), kTaps, me.lanes, weights);
+  share_weights<T, V>(me.tile(g, at), static_cast<const T*>(p.weight), kTaps, weights);
   const int grad_bytes = g.source_columns * g.slab * kChunkBytes;
   const int row_bytes = grad_bytes + g.tile * g.slab * kChunkBytes;
   const int group_bytes = kPending * row_bytes;
@@ -177,11 +139,11 @@ __global__ void __launch_bounds__(kRowThreads, K == 3 && !kBefore ? kRowBlocks :
     float values[K * V];
 #pragma unroll
     for (int i = 0; i < K * V; ++i) values[i] = weight_sum[kh * K + i / V][i % V];
-    store_tile_sums<V, K>(g, at, me, scratch, values,
+    store_tile_sums<V, K>(me.tile(g, at), scratch, values,
                           to + static_cast<int64_t>(kh * K) * g.channels);
   }
   if (kBefore && p.width > kTaps) {
-    store_tile_sums<V, 2>(g, at, me, scratch, affine_sum,
+    store_tile_sums<V, 2>(me.tile(g, at), scratch, affine_sum,
                           to + static_cast<int64_t>(kTaps) * g.channels);
   }
 }

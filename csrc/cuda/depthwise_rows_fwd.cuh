@@ -18,63 +18,6 @@ struct RowsForward {
   float* moment_parts;  // (blocks per slab, 3, channels), for kStatistics
 };
 
-// What a thread does to a finished value, and what it gathers on the way.
-template <class T, int V, Behind kBehind>
-struct ForwardEnd {
-  float bias[V];
-  AffineStage<V> affine;
-  StatisticsStage<V> statistics;
-
-  __device__ ForwardEnd(const RowsForward& p, int64_t channel) : affine(p.behind, channel) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      bias[v] = p.bias ? to_float(static_cast<const T*>(p.bias)[channel + v]) : 0.0f;
-    }
-  }
-
-  // A sum before its first term.
-  __device__ void begin(float (&sum)[V]) const {
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = bias[v];
-  }
-
-  __device__ Pack<T, V> finish(float (&values)[V]) {
-    if constexpr (kBehind == Behind::kAffine) affine.apply(values);
-    const auto pack = pack_of<T>(values);
-    if constexpr (kBehind == Behind::kStatistics) {
-      unpack(pack, values);  // the next layer sees the rounded ones
-      statistics.add(values);
-    }
-    return pack;
-  }
-};
-
-// Merges the moments of the columns of a tile in their order, and stores one part per block.
-template <int V>
-__device__ inline void store_tile_moments(const RowsForward& p, const RowsPosition& at,
-                                          const RowsThread<V>& me, void* scratch,
-                                          const StatisticsStage<V>& statistics) {
-  auto* moments = static_cast<Moments*>(scratch);
-  const int channels = me.lanes * V;
-  copy_async_wait<0>();
-  __syncthreads();  // the ring is free
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    if (me.in_tile) moments[me.column * channels + me.lane * V + v] = statistics.moments(v);
-  }
-  __syncthreads();
-  const int64_t part = part_of(p.g, at);
-  for (int c = static_cast<int>(threadIdx.x); c < channels; c += static_cast<int>(blockDim.x)) {
-    const int channel = at.slab * channels + c;
-    if (channel >= p.g.channels) continue;
-    Moments merged = moments[c];
-    for (int column = 1; column < p.g.tile; ++column) {
-      merged = merge(merged, moments[column * channels + c]);
-    }
-    store_moments(p.moment_parts, part, p.g.channels, channel, merged);
-  }
-}
-
 template <class T, int K, int S, int V, bool kBefore, Behind kBehind>
 __global__ void __launch_bounds__(kRowThreads, K < 7 ? kRowBlocks : 1)
     depthwise_rows_fwd_kernel(RowsForward p) {
@@ -105,7 +48,7 @@ __global__ void __launch_bounds__(kRowThreads, K < 7 ? kRowBlocks : 1)
 
   const int channel = me.works ? me.channel : 0;
   const RowWeights<T, K, V> weights(static_cast<const T*>(p.weight), channel);
-  ForwardEnd<T, V, kBehind> end(p, channel);
+  ForwardEnd<T, V, kBehind> end(p.bias, p.behind, channel);
   const TapColumns<T, K, V> taps(g, me, span.begin);
   T* output = static_cast<T*>(p.output) + at.image * p.output_map.stride_n + channel +
               static_cast<int64_t>(me.output_column) * p.output_map.stride_w;
@@ -157,7 +100,8 @@ __global__ void __launch_bounds__(kRowThreads, K < 7 ? kRowBlocks : 1)
     stage = stage == kRowGroups - 1 ? 0 : stage + 1;
   }
   if constexpr (kBehind == Behind::kStatistics) {
-    store_tile_moments(p, at, me, shared, end.statistics);
+    copy_async_wait<0>();
+    store_tile_moments(me.tile(g, at), shared, end.statistics, p.moment_parts, part_of(g, at));
   }
 }
 

@@ -215,28 +215,32 @@ Parts launch_backward_reduce(const Layout& layout, const Tensor& input, const No
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& input) {
-  const Stream stream(input);
+void launch_batch_norm_stats(const Stream& stream, const Tensor& input, float* mean, float* var) {
   const Layout layout(input);
   const int64_t channels = layout.channels();
-  const Tensor mean = vector_like(input, channels), var = vector_like(input, channels);
-  if (channels == 0) return {mean, var};
+  if (channels == 0) return;
   if (layout.pixels() == 0) {
-    launch_reduce_moments(stream, {nullptr, 0, channels, floats(mean), floats(var)});
-    return {mean, var};
+    launch_reduce_moments(stream, {nullptr, 0, channels, mean, var});
+    return;
   }
   const Tensor dense = layout.dense(input, "batch_norm_stats");
   with_element_type(dense, "batch_norm_stats", [&](auto* element) {
     const Parts parts =
         launch_stats<std::remove_pointer_t<decltype(element)>>(layout, dense, stream);
     float* const values = floats(parts.values);
-    launch_reduce_moments(stream, {values, parts.count, channels, floats(mean), floats(var),
+    launch_reduce_moments(stream, {values, parts.count, channels, mean, var,
                                    pivots_behind(values, parts.count, channels)});
   });
-  return {mean, var};
 }
 
 namespace {
+
+std::tuple<Tensor, Tensor> batch_norm_stats_cuda(const Tensor& input) {
+  const Stream stream(input);
+  const Tensor mean = vector_like(input, input.size(1)), var = vector_like(input, input.size(1));
+  launch_batch_norm_stats(stream, input, floats(mean), floats(var));
+  return {mean, var};
+}
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_finalise_cuda(
     const Tensor& mean, const Tensor& var, int64_t count, const std::optional<Tensor>& running_mean,
@@ -370,7 +374,7 @@ std::tuple<Tensor, Tensor> batch_norm_backward_apply_cuda(
 }
 
 DLV3P_CUDA_LIBRARY(m) {
-  m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats));
+  m.impl("batch_norm_stats", TORCH_BOX(&batch_norm_stats_cuda));
   m.impl("batch_norm_finalise", TORCH_BOX(&batch_norm_finalise_cuda));
   m.impl("batch_norm_apply", TORCH_BOX(&batch_norm_apply_cuda));
   m.impl("batch_norm_backward_reduce", TORCH_BOX(&batch_norm_backward_reduce_cuda));

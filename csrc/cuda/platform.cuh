@@ -51,6 +51,22 @@ using SharedAddress = unsigned char*;
 inline SharedAddress shared_address(void* shared) { return static_cast<unsigned char*>(shared); }
 #endif
 
+// The value stays in its register, or the address of global memory in two: the compiler shall not
+// work it out again at every use.
+template <class Value>
+__device__ inline void hold(Value& value) {
+#ifndef DLV3P_EMULATED
+  asm volatile("" : "+r"(value));
+#endif
+}
+template <class T>
+__device__ inline void hold(const T*& global) {
+#ifndef DLV3P_EMULATED
+  asm volatile("" : "+l"(global));
+  __builtin_assume(__isGlobal(global));  // what that hides
+#endif
+}
+
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(Half x) { return static_cast<float>(x); }
 __device__ inline float to_float(BFloat16 x) { return static_cast<float>(x); }
@@ -98,6 +114,9 @@ __device__ inline Pack<T, V> load_pack(const T* from) {
 // One store to global memory, which the compiler does not split.
 template <class Word>
 __device__ inline void store_word(Word* to, const Word& word) {
+#ifdef DLV3P_EMULATED
+  emulator::check_global(to, sizeof(word), "store_pack");
+#endif
   *to = word;
 }
 #ifndef DLV3P_EMULATED
@@ -113,12 +132,21 @@ __device__ inline void store_word(uint2* to, const uint2& word) {
 }
 #endif
 
+// To global memory.
 template <int V, class T>
 __device__ inline void store_pack(T* to, const Pack<T, V>& pack) {
   using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
   Word word;
   memcpy(&word, &pack, sizeof(word));
   store_word(reinterpret_cast<Word*>(to), word);
+}
+
+template <int V, class T>
+__device__ inline void store_shared(T* to, const Pack<T, V>& pack) {
+  using Word = typename WordOf<sizeof(Pack<T, V>)>::type;
+  Word word;
+  memcpy(&word, &pack, sizeof(word));
+  *reinterpret_cast<Word*>(to) = word;
 }
 
 // The pack at a place in shared memory.

@@ -17,15 +17,23 @@ void land(Thread& thread, std::size_t copies) {
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + copies);
 }
 
+bool is_shared(const void* address, std::size_t bytes) {
+  return is_static_shared(address, bytes) || the_block().is_dynamic_shared(address, bytes);
+}
+
 }  // namespace
 
 void check_shared_row(const void* address, std::size_t bytes, const char* call) {
   if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) {
     fail(std::string(call) + ": the address in shared memory is not aligned to 16 bytes");
   }
-  if (!is_static_shared(address, bytes) && !the_block().is_dynamic_shared(address, bytes)) {
+  if (!is_shared(address, bytes)) {
     fail(std::string(call) + ": the address is not in the shared memory of the block");
   }
+}
+
+void check_global(const void* address, std::size_t bytes, const char* call) {
+  if (is_shared(address, bytes)) fail(std::string(call) + ": the address is in shared memory");
 }
 
 void start_copy(void* shared, const void* global) {

@@ -46,6 +46,9 @@ unsigned char* dynamic_shared();
 // Fails unless [address, address + bytes) is shared memory of the block, aligned to 16 bytes.
 void check_shared_row(const void* address, std::size_t bytes, const char* call);
 
+// Fails where [address, address + bytes) is shared memory of the block.
+void check_global(const void* address, std::size_t bytes, const char* call);
+
 void start_copy(void* shared, const void* global);
 void commit_copies();
 void wait_for_copies(int most_pending);

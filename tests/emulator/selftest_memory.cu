@@ -92,7 +92,8 @@ enum Error {
   kNull,
   kMisalignedCopy,
   kCopyOutsideShared,
-  kOverflow
+  kOverflow,
+  kGlobalStoreToShared,
 };
 
 // One thread does what the mode says, just outside of what it may.
@@ -130,6 +131,9 @@ __global__ void bad_access_kernel(SelfTest p) {
       break;
     case kOverflow:
       p.output[0] = static_cast<int>(p.count) * 0x7fffffff;
+      break;
+    case kGlobalStoreToShared:
+      store_pack(dynamic, Pack<float, 4>{});
       break;
   }
 }
