@@ -14,7 +14,7 @@ from decoder_layers import StockDecoder, decoders, maps
 from torch import Tensor, nn
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
-# Only the C++ kernels interpolate while they read, so this is for the CPU.
+# Only the C++ kernels of the CPU make no depthwise result either.
 pytestmark = pytest.mark.usefixtures("native")
 
 # The encoder's channels dwarf all others, and maps of them the pieces, of at most 4 MiB, in which
