@@ -46,11 +46,11 @@ def decoder_conv2d(
                             dw_epilogue=dw_epilogue, pw_epilogue=pw_epilogue)
 
     The depthwise kernel interpolates `x`, and applies `low_level_prologue`, while it reads. The
-    resized map and the concatenation never exist, the depthwise result exists a piece at a time;
-    gradients go straight to the low-resolution `x`. What is kept for backward is `x`, `low_level`
-    and, where `pw_epilogue` is given, the raw result of the pointwise half. (Back ends without
-    kernels for it make the map while they compute; they keep the same.) Works under autograd,
-    autocast, `torch.compile(fullgraph=True)` and `torch.export`.
+    resized map and the concatenation never exist; the depthwise result exists a piece at a time on
+    the CPU, for as long as a pass takes on a GPU. Gradients go straight to the low-resolution `x`.
+    What is kept for backward is `x`, `low_level` and, where `pw_epilogue` is given, the raw result
+    of the pointwise half. Works under autograd, autocast, `torch.compile(fullgraph=True)` and
+    `torch.export`.
 
     Args:
         x: encoder output (N, C1, h, w), channels_last (fastest) or contiguous; float32, bfloat16,
