@@ -16,7 +16,6 @@ os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 import pytest
 import torch
-from parity_files import WITHOUT_CUDA_KERNELS
 
 import dlv3p_kernels as dk
 from dlv3p_kernels import _library, backends
@@ -51,11 +50,7 @@ def _add_emulated() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kernels' tests, or those in some dtypes, that the back end does not have."""
-    if config.getoption("--backend") in ("cuda", "emulated"):
-        left_out = [item for item in items if item.path.name in WITHOUT_CUDA_KERNELS]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item.path.name not in WITHOUT_CUDA_KERNELS]
+    """Leave out the tests in dtypes that the back end does not have, and those too slow for it."""
     dtypes = backends.BACKENDS[config.getoption("--backend")].dtypes
     left_out = [
         item

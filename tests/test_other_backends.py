@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from parity_files import PARITY_FILES, WITHOUT_CUDA_KERNELS
+from parity_files import PARITY_FILES
 
 TESTS = Path(__file__).resolve().parent
 # A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
@@ -47,7 +47,6 @@ def why_not(backend: str) -> str | None:
         (backend, file)
         for backend in EVERY
         for file in (*PARITY_FILES, *MORE_FILES[backend])
-        if backend != "emulated" or file not in WITHOUT_CUDA_KERNELS
     ],
 )
 def test_kernels_of(backend: str, file: str) -> None:
