@@ -29,17 +29,25 @@ struct PixelFactors {
   float by_one_hot[kUpsampleRows];
   float by_weight[kUpsampleRows];
 
-  __device__ void load(int t, const LossBackward& p, const ResizedLogits& u, int64_t image, int row,
-                       int column, int cell_row, float weight_sum) {
-    const int64_t pixel = (image * u.rows.out + row) * u.columns.out + column;
-    const float grad = p.grad[image * p.grad_n + row * p.grad_h + column * p.grad_w];
-    label[t] = label_of(p.labels, image, row, column, u.classes);
-    logsumexp[t] = p.logsumexp[pixel];
-    down[t] = shares_of(u.rows, row, cell_row);
-    up[t] = received(down[t], u.rows.second(cell_row) > cell_row);
-    // An ignored pixel counts 0 times, whatever its gradient is.
-    const float by_loss = label[t] == kIgnored ? 0.0f : grad;
-    float own = weight_of(p.weight, label[t]);
+  __device__ void load(const LossBackward& p, const ResizedLogits& u, int image, int row,
+                       int column, int count, int cell_row, float weight_sum) {
+    const bool has_second = u.rows.second(cell_row) > cell_row;
+    const float* grad = p.grad + int64_t{image} * p.grad_n + row * p.grad_h + column * p.grad_w;
+    const float* sum = p.logsumexp + (int64_t{image} * u.rows.out + row) * u.columns.out + column;
+    for_each_label<kUpsampleRows>(
+        p.labels, image, row, column, count, u.classes, [&](int t, int its_label) {
+          label[t] = its_label;
+          logsumexp[t] = sum[t * int64_t{u.columns.out}];
+          down[t] = shares_of(u.rows, row + t, cell_row);
+          up[t] = received(down[t], has_second);
+          // An ignored pixel counts 0 times, whatever its gradient is.
+          const float by_loss = its_label == kIgnored ? 0.0f : grad[t * p.grad_h];
+          set_factors(t, by_loss, weight_of(p.weight, its_label), p, u, weight_sum);
+        });
+  }
+
+  __device__ void set_factors(int t, float by_loss, float own, const LossBackward& p,
+                              const ResizedLogits& u, float weight_sum) {
     if constexpr (kSmooth) {
       own *= 1.0f - p.label_smoothing;
       const float spread = p.label_smoothing / static_cast<float>(u.classes);
@@ -73,9 +81,8 @@ class GradientBlock {
                            unsigned char* shared)
       : u_(u), t_(t), p_(p), weight_sum_(kSmooth ? sum_of_weights(p.weight, u.classes) : 0.0f) {
     const int tile = static_cast<int>(blockIdx.x) % t.cell_tiles;
-    const int strip = static_cast<int>(blockIdx.x) / t.cell_tiles;
-    image_ = strip / t.bands;
-    row_begin_ = strip % t.bands * t.band;
+    image_ = static_cast<int>(blockIdx.y);
+    row_begin_ = static_cast<int>(blockIdx.x) / t.cell_tiles * t.band;
     row_end_ = min(row_begin_ + t.band, u.rows.in);
     cell_begin_ = tile * t.cells;
     cell_end_ = min(cell_begin_ + t.cells, u.columns.in);
@@ -83,13 +90,12 @@ class GradientBlock {
     column_end_ = u.columns.begin_of(cell_end_);
     range_.column = max(cell_begin_ - 1, 0);
     range_.columns = min(cell_end_ + 1, u.columns.in) - range_.column;
-    range_.first_class = static_cast<int>(blockIdx.y) * t.chunk;
+    range_.first_class = static_cast<int>(blockIdx.z) * t.chunk;
     range_.classes = min(t.chunk, u.classes - range_.first_class);
     float* next = reinterpret_cast<float*>(shared);
     sums_ = take(next, t.columns * t.pitch);
     below_ = take(next, t.columns * t.pitch);
-    staged_[0] = take(next, (t.cells + 2) * t.pitch);
-    staged_[1] = take(next, (t.cells + 2) * t.pitch);
+    staged_ = take(next, 2 * staged_floats());
     across_ = reinterpret_cast<Shares*>(take(next, 2 * t.columns));
     begins_ = reinterpret_cast<int*>(next);
   }
@@ -125,6 +131,10 @@ class GradientBlock {
     return taken;
   }
 
+  // A row of cells; even and odd ones take turns.
+  __device__ int staged_floats() const { return (t_.cells + 2) * t_.pitch; }
+  __device__ float* staged(int row) const { return staged_ + row % 2 * staged_floats(); }
+
   // First columns of the intervals from cell_begin_ - 1 on, and what the cells of a column receive.
   __device__ void prepare() {
     for (int i = thread(); i <= cell_end_ - cell_begin_ + 1; i += kUpsampleThreads) {
@@ -139,7 +149,7 @@ class GradientBlock {
 
   __device__ void stage(int row) {
     range_.row = row;
-    stage_cells<T>(staged_[row % 2], u_, image_, range_, 1, t_.pitch);
+    stage_cells<T>(staged(row), u_, image_, range_, 1, t_.pitch);
   }
 
   // The pixels of a column between rows `begin` and `end`: adds to what the row of cells above
@@ -148,9 +158,8 @@ class GradientBlock {
     const int cell = u_.columns.first(x);
     const int at = (cell - range_.column) * t_.pitch;
     const bool two_rows = u_.rows.second(interval) > interval;
-    const Corners corners{
-        staged_[interval % 2] + at, (u_.columns.second(cell) - cell) * t_.pitch,
-        two_rows ? static_cast<int>(staged_[(interval + 1) % 2] - staged_[interval % 2]) : 0};
+    const Corners corners{staged(interval) + at, (u_.columns.second(cell) - cell) * t_.pitch,
+                          two_rows ? static_cast<int>(staged(interval + 1) - staged(interval)) : 0};
     const Shares across = shares_of(u_.columns, x, cell);
     float* const sums = sums_ + (x - column_begin_) * t_.pitch;
     float* const below = below_ + (x - column_begin_) * t_.pitch;
@@ -158,10 +167,7 @@ class GradientBlock {
     do {  // also an interval without pixels leaves sums
       const int count = min(end - begin, kUpsampleRows);
       PixelFactors<kSmooth> factors;
-#pragma unroll
-      for (int t = 0; t < kUpsampleRows; ++t) {
-        if (t < count) factors.load(t, p_, u_, image_, begin + t, x, interval, weight_sum_);
-      }
+      factors.load(p_, u_, image_, begin, x, count, interval, weight_sum_);
       for (int k = 0; k < range_.classes; k += kClassPack) {
         float upper[kClassPack] = {}, lower[kClassPack] = {};
         add_pixels(factors, corners, across, count, k, upper, lower);
@@ -212,10 +218,13 @@ class GradientBlock {
   __device__ void gather(int row) const {
     const int cells = cell_end_ - cell_begin_;
     const int packs = (range_.classes + kClassPack - 1) / kClassPack;
-    if (p_.result_c == 1) {
-      for_each_pair(packs, cells, [&](int pack, int cell) { gather_cell(row, cell, pack); });
-    } else {
-      for_each_pair(cells, packs, [&](int cell, int pack) { gather_cell(row, cell, pack); });
+    const bool by_class = p_.result_c == 1;
+    const int fast_count = by_class ? packs : cells, slow_count = by_class ? cells : packs;
+    const PairOrder order(fast_count);
+    for (int slow = order.slow(); slow < slow_count; slow += order.step()) {
+      for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
+        gather_cell(row, by_class ? slow : fast, by_class ? fast : slow);
+      }
     }
   }
 
@@ -235,7 +244,7 @@ class GradientBlock {
       add(begins_[cell], begins_[cell + 1], [](const Shares& s) { return s.second; });
     }
     add(begins_[cell + 1], begins_[cell + 2], [](const Shares& s) { return s.first; });
-    T* const to = static_cast<T*>(p_.result) + image_ * p_.result_n + row * p_.result_h +
+    T* const to = static_cast<T*>(p_.result) + int64_t{image_} * p_.result_n + row * p_.result_h +
                   (cell_begin_ + cell) * p_.result_w + (range_.first_class + k) * p_.result_c;
 #pragma unroll
     for (int i = 0; i < kClassPack; ++i) {
@@ -247,15 +256,15 @@ class GradientBlock {
   const BackwardTiling& t_;
   const LossBackward& p_;
   const float weight_sum_;
-  int64_t image_;
+  int image_;
   int row_begin_, row_end_;        // of cells
   int cell_begin_, cell_end_;      // columns of cells
   int column_begin_, column_end_;  // of pixels that reach them
   CellRange range_{};              // what is staged
-  float* sums_;       // (columns, pitch): for the row of cells above the interval at work
-  float* below_;      // the same for the row below it
-  float* staged_[2];  // even and odd rows of cells
-  Shares* across_;    // (columns): received by the cells on both sides
+  float* sums_;     // (columns, pitch): for the row of cells above the interval at work
+  float* below_;    // the same for the row below it
+  float* staged_;   // two rows of cells
+  Shares* across_;  // (columns): received by the cells on both sides
   int* begins_;
 };
 

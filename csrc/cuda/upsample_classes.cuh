@@ -15,10 +15,11 @@ __global__ void __launch_bounds__(kUpsampleThreads)
   __shared__ float scratch[kUpsampleThreads];
   float sums[1] = {};
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t image = row / height;
-    const int y = static_cast<int>(row - image * height);
+    const auto image = static_cast<int>(row / height);
+    const int y = static_cast<int>(row % height);
     for (int x = static_cast<int>(threadIdx.x); x < width; x += kUpsampleThreads) {
-      sums[0] += weight_of(weight, label_of(labels, image, y, x, classes));
+      for_each_label<1>(labels, image, y, x, 1, classes,
+                        [&](int, int label) { sums[0] += weight_of(weight, label); });
     }
   }
   block_sums<kUpsampleThreads>(scratch, sums, [&](int, float sum) { parts[blockIdx.x] = sum; });

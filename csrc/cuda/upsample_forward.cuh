@@ -11,7 +11,6 @@
 
 namespace dlv3p {
 
-constexpr int kForwardBlocks = 8;  // per multiprocessor: 64 registers a thread
 // Classes whose logits wait in registers, mixed along the columns. Each block costs a pixel one
 // more exponential.
 constexpr int kClassBlock = 8;
@@ -25,30 +24,26 @@ struct ExponentialSum {
   __device__ float base() const { return maximum == -INFINITY ? 0.0f : maximum; }
 
   // NaN reaches the maximum only by chance, but always the sum.
-  template <bool kWhole>
-  __device__ void add(const float (&values)[kClassBlock], int valid) {
+  template <int N>
+  __device__ void add(const float (&values)[N]) {
     const float before = maximum;
 #pragma unroll
-    for (int i = 0; i < kClassBlock; ++i) {
-      if (kWhole || i < valid) maximum = fmaxf(maximum, values[i]);
-    }
+    for (int i = 0; i < N; ++i) maximum = fmaxf(maximum, values[i]);
     const float base = this->base();
     total *= exponential(before - base);
 #pragma unroll
-    for (int i = 0; i < kClassBlock; ++i) {
-      if (kWhole || i < valid) total += exponential(values[i] - base);
-    }
+    for (int i = 0; i < N; ++i) total += exponential(values[i] - base);
   }
 };
 
 // A thread's pixels: `count` of them, one below the other.
 struct PixelColumn {
-  int64_t image;
+  int image;
   int row;
   int count;
   int column;
   Shares across;
-  Shares down[kUpsampleRows];
+  float down[kUpsampleRows];  // shares of the lower cells
 };
 
 // Cross entropy of every pixel, 0 where ignored, and log-sum-exp.
@@ -56,6 +51,7 @@ template <bool kSmooth>
 class LossWork {
  public:
   using Params = LossForward;
+  static constexpr int kBlocks = kSmooth ? 5 : 6;  // per multiprocessor: 96 or 80 registers
 
   __device__ LossWork(const Params& p, const ResizedLogits& u)
       : p_(p), u_(u), weight_sum_(kSmooth ? sum_of_weights(p.weight, u.classes) : 0.0f) {}
@@ -65,32 +61,31 @@ class LossWork {
     for (int t = 0; t < kUpsampleRows; ++t) {
       sums_[t] = {};
       distances_[t] = 0.0f;
-      own_[t] = 0.0f;
-      if (t < pixels.count) {
-        labels_[t] = label_of(p_.labels, pixels.image, pixels.row + t, pixels.column, u_.classes);
-      }
     }
+    for_each_label<kUpsampleRows>(p_.labels, pixels.image, pixels.row, pixels.column, pixels.count,
+                                  u_.classes, [&](int t, int label) { own(t) = {label, 0.0f}; });
   }
 
   // Logits of the pixels' own classes, as far as they are among these.
   __device__ void look_up(const Corners& corners, const PixelColumn& pixels, int begin, int count) {
 #pragma unroll
     for (int t = 0; t < kUpsampleRows; ++t) {
-      if (t >= pixels.count || labels_[t] < begin || labels_[t] >= begin + count) continue;
-      own_[t] = corners.mix_one(labels_[t] - begin, pixels.across, pixels.down[t]);
+      if (t >= pixels.count) break;
+      const int k = own(t).label - begin;
+      if (k < 0 || k >= count) continue;
+      own(t).logit = corners.mix_one(k, pixels.across, shares_from(pixels.down[t]));
     }
   }
 
-  template <bool kWhole>
-  __device__ void add(int t, const float (&values)[kClassBlock], int begin, int valid) {
+  template <int N>
+  __device__ void add(int t, const float (&values)[N], int begin) {
     const bool first = sums_[t].maximum == -INFINITY;
-    sums_[t].template add<kWhole>(values, valid);
+    sums_[t].add(values);
     if constexpr (kSmooth) {
       // Distances to a level, which is the first maximum: large logits then cancel nothing.
       if (first) levels_[t] = sums_[t].base();
 #pragma unroll
-      for (int i = 0; i < kClassBlock; ++i) {
-        if (!kWhole && i >= valid) break;
+      for (int i = 0; i < N; ++i) {
         const float weight = p_.weight ? p_.weight[begin + i] : 1.0f;
         distances_[t] = fmaf(weight, values[i] - levels_[t], distances_[t]);
       }
@@ -99,8 +94,8 @@ class LossWork {
 
   __device__ void finish(int t, int64_t pixel) const {
     const float maximum = sums_[t].maximum, log_sum = logf(sums_[t].total);
-    const int label = labels_[t];
-    float loss = weight_of(p_.weight, label) * (log_sum + (maximum - own_[t]));
+    const auto [label, logit] = own(t);
+    float loss = weight_of(p_.weight, label) * (log_sum + (maximum - logit));
     if constexpr (kSmooth) {
       const float spread = weight_sum_ * (log_sum + (maximum - levels_[t])) - distances_[t];
       const float smoothing = p_.label_smoothing;
@@ -111,12 +106,21 @@ class LossWork {
   }
 
  private:
+  struct OwnClass {
+    int label;
+    float logit;
+  };
+
+  // Waits in shared memory, as the sums take the registers.
+  static __device__ OwnClass& own(int t) {
+    __shared__ OwnClass all[kUpsampleRows][kUpsampleThreads];
+    return all[t][threadIdx.x];
+  }
+
   const Params& p_;
   const ResizedLogits& u_;
   const float weight_sum_;
   ExponentialSum sums_[kUpsampleRows];
-  int labels_[kUpsampleRows];
-  float own_[kUpsampleRows];
   float levels_[kUpsampleRows];
   float distances_[kUpsampleRows];
 };
@@ -126,6 +130,7 @@ template <bool kProbability>
 class ArgmaxWork {
  public:
   using Params = ArgmaxForward;
+  static constexpr int kBlocks = 7;
 
   __device__ ArgmaxWork(const Params& p, const ResizedLogits&) : p_(p) {}
 
@@ -141,12 +146,11 @@ class ArgmaxWork {
   __device__ void look_up(const Corners&, const PixelColumn&, int, int) {}
 
   // The first of equal logits; NaN is above everything.
-  template <bool kWhole>
-  __device__ void add(int t, const float (&values)[kClassBlock], int begin, int valid) {
-    if constexpr (kProbability) sums_[t].template add<kWhole>(values, valid);
+  template <int N>
+  __device__ void add(int t, const float (&values)[N], int begin) {
+    if constexpr (kProbability) sums_[t].add(values);
 #pragma unroll
-    for (int i = 0; i < kClassBlock; ++i) {
-      if (!kWhole && i >= valid) break;
+    for (int i = 0; i < N; ++i) {
       if (values[i] <= largest_[t] || largest_[t] != largest_[t]) continue;
       largest_[t] = values[i];
       classes_[t] = begin + i;
@@ -171,24 +175,32 @@ class ArgmaxWork {
   int classes_[kUpsampleRows];
 };
 
-// Up to kClassBlock classes of all pixels of a thread, `at` behind the first of the corners.
-template <bool kWhole, class Work>
+// N classes of all pixels of a thread, from `at` on of those that are staged.
+template <int N, class Work>
 __device__ inline void add_block(Work& work, const Corners& corners, const PixelColumn& pixels,
-                                 int at, int begin, int valid) {
+                                 int at, int begin) {
   float above[kClassBlock], below[kClassBlock];
 #pragma unroll
-  for (int i = 0; i < kClassBlock; i += kClassPack) {
+  for (int i = 0; i < N; i += kClassPack) {
     corners.mix(at + i, false, pixels.across, above + i);
     corners.mix(at + i, true, pixels.across, below + i);
   }
 #pragma unroll
   for (int t = 0; t < kUpsampleRows; ++t) {
     if (t >= pixels.count) break;
-    float values[kClassBlock];
+    float values[N];
 #pragma unroll
-    for (int i = 0; i < kClassBlock; ++i) values[i] = mixed(above[i], below[i], pixels.down[t]);
-    work.template add<kWhole>(t, values, begin, valid);
+    for (int i = 0; i < N; ++i) values[i] = mixed(above[i], below[i], shares_from(pixels.down[t]));
+    work.add(t, values, begin + at);
   }
+}
+
+// The same for `count` classes, known to the compiler after all.
+template <int N, class Work>
+__device__ inline void add_rest(Work& work, const Corners& corners, const PixelColumn& pixels,
+                                int at, int begin, int count) {
+  if (count == N) return add_block<N>(work, corners, pixels, at, begin);
+  if constexpr (N > 1) add_rest<N - 1>(work, corners, pixels, at, begin, count);
 }
 
 template <class Work>
@@ -196,27 +208,25 @@ __device__ inline void add_classes(Work& work, const Corners& corners, const Pix
                                    int begin, int count) {
   int at = 0;
   for (; at + kClassBlock <= count; at += kClassBlock) {
-    add_block<true>(work, corners, pixels, at, begin + at, kClassBlock);
+    add_block<kClassBlock>(work, corners, pixels, at, begin);
   }
-  if (at < count) add_block<false>(work, corners, pixels, at, begin + at, count - at);
+  add_rest<kClassBlock - 1>(work, corners, pixels, at, begin, count - at);
   work.look_up(corners, pixels, begin, count);
 }
 
 template <class T, class Work>
-__global__ void __launch_bounds__(kUpsampleThreads, kForwardBlocks)
+__global__ void __launch_bounds__(kUpsampleThreads, Work::kBlocks)
     upsample_forward_kernel(ResizedLogits u, ForwardTiling t, typename Work::Params p) {
   DLV3P_DYNAMIC_SHARED(dynamic);
   __shared__ int begins[kUpsampleThreads + 1];  // of the intervals of rows
   float* const staged = reinterpret_cast<float*>(dynamic);
   const int thread = static_cast<int>(threadIdx.x);
-  const int column_tile = static_cast<int>(blockIdx.x) % t.column_tiles;
-  const int strip = static_cast<int>(blockIdx.x) / t.column_tiles;
-  const int64_t image = strip / t.cell_tiles;
-  const int top = strip % t.cell_tiles * t.cells;
+  const int image = static_cast<int>(blockIdx.y);
+  const int top = static_cast<int>(blockIdx.x) / t.column_tiles * t.cells;
   for (int i = thread; i <= t.cells; i += kUpsampleThreads) begins[i] = u.rows.begin_of(top + i);
   __syncthreads();
 
-  const int left = column_tile << t.column_bits;
+  const int left = static_cast<int>(blockIdx.x) % t.column_tiles << t.column_bits;
   const int right = min(left + (1 << t.column_bits), u.columns.out) - 1;
   CellRange range{top, u.columns.first(left), 0, 0, 0};
   range.columns = u.columns.second(u.columns.first(right)) - range.column + 1;
@@ -238,7 +248,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, kForwardBlocks)
     pixels.count = max(min(end - pixels.row, kUpsampleRows), 0);
 #pragma unroll
     for (int i = 0; i < kUpsampleRows; ++i) {
-      pixels.down[i] = shares_of(u.rows, pixels.row + i, cell_row);
+      pixels.down[i] = u.rows.weight_second(pixels.row + i, cell_row);
     }
     work.start(pixels);
     for (int begin = 0; begin < u.classes; begin += t.chunk) {
@@ -249,7 +259,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, kForwardBlocks)
       __syncthreads();
       if (pixels.count > 0) add_classes(work, corners, pixels, begin, range.classes);
     }
-    int64_t pixel = (image * u.rows.out + pixels.row) * u.columns.out + pixels.column;
+    int64_t pixel = (int64_t{image} * u.rows.out + pixels.row) * u.columns.out + pixels.column;
 #pragma unroll
     for (int i = 0; i < kUpsampleRows; ++i, pixel += u.columns.out) {
       if (i < pixels.count) work.finish(i, pixel);

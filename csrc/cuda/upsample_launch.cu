@@ -34,9 +34,11 @@ int pitch_of(int classes, int multiple) {
   return (packs | 1) * kPack;
 }
 
-unsigned grid_size(int64_t blocks, const char* op) {
-  STD_TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), op, ": too many pixels");
-  return static_cast<unsigned>(blocks);
+dim3 grid_of(int tiles, int64_t images, int chunks, const char* op) {
+  constexpr int64_t kMostImages = 65535;  // the grid's limit
+  STD_TORCH_CHECK(images <= kMostImages, op, ": more than ", kMostImages, " images");
+  return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(images),
+              static_cast<unsigned>(chunks));
 }
 
 // Cells that 2^bits columns of pixels read, at most.
@@ -132,8 +134,7 @@ ForwardPlan forward_plan(const ResizedLogits& u, int64_t images) {
   }
   t.column_tiles = ceil_div(u.columns.out, 1 << t.column_bits);
   t.cell_tiles = ceil_div(u.rows.in, t.cells);
-  const int64_t blocks = images * t.cell_tiles * t.column_tiles;
-  return {t, dim3(grid_size(blocks, "upsample")), shared_bytes};
+  return {t, grid_of(t.cell_tiles * t.column_tiles, images, 1, "upsample"), shared_bytes};
 }
 
 BackwardPlan backward_plan(const ResizedLogits& u, int64_t images) {
@@ -163,8 +164,7 @@ BackwardPlan backward_plan(const ResizedLogits& u, int64_t images) {
     const int64_t blocks = images * t.bands * t.cell_tiles * chunks;
     if (blocks >= int64_t{kWantedBlocks} * limits.multiprocessors) break;
   }
-  const unsigned blocks = grid_size(images * t.bands * t.cell_tiles, kOp);
-  return {t, dim3(blocks, static_cast<unsigned>(chunks)), shared_bytes()};
+  return {t, grid_of(t.bands * t.cell_tiles, images, chunks, kOp), shared_bytes()};
 }
 
 }  // namespace dlv3p

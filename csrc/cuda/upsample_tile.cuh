@@ -16,9 +16,10 @@ struct Shares {
   float second;
 };
 
+__device__ inline Shares shares_from(float second) { return {1.0f - second, second}; }
+
 __device__ inline Shares shares_of(const PixelAxis& axis, int pixel, int cell) {
-  const float second = axis.weight_second(pixel, cell);
-  return {1.0f - second, second};
+  return shares_from(axis.weight_second(pixel, cell));
 }
 
 // Shares of a gradient that two cells receive; all goes to the first where there is no second.
@@ -40,17 +41,6 @@ __device__ inline float exponential(float distance) {
   return exp2_approximate(distance * kLog2E);
 }
 
-// Calls body(fast, slow) for all pairs, neighbouring threads with neighbouring `fast`.
-template <class Body>
-__device__ inline void for_each_pair(int fast_count, int slow_count, Body&& body) {
-  const int bits = fast_count >= kWarpLanes ? 5 : 32 - __clz(fast_count - 1);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lanes = 1 << bits;
-  for (int slow = thread >> bits; slow < slow_count; slow += kUpsampleThreads >> bits) {
-    for (int fast = thread & (lanes - 1); fast < fast_count; fast += lanes) body(fast, slow);
-  }
-}
-
 // Some classes of a rectangle of an image's cells.
 struct CellRange {
   int row;
@@ -60,23 +50,50 @@ struct CellRange {
   int classes;
 };
 
+// How the threads of a block go through pairs: neighbouring threads have neighbouring `fast`.
+struct PairOrder {
+  int bits;
+
+  __device__ explicit PairOrder(int fast_count)
+      : bits(fast_count >= kWarpLanes ? 5 : 32 - __clz(fast_count - 1)) {}
+
+  __device__ int lanes() const { return 1 << bits; }
+  __device__ int step() const { return kUpsampleThreads >> bits; }
+  __device__ int fast() const { return static_cast<int>(threadIdx.x) & (lanes() - 1); }
+  __device__ int slow() const { return static_cast<int>(threadIdx.x) >> bits; }
+};
+
+// Copies fast_count x slow_count elements as floats.
+template <class T>
+__device__ inline void stage_plane(float* to, const T* from, int fast_count, int slow_count,
+                                   int64_t from_fast, int64_t from_slow, int to_fast, int to_slow) {
+  const PairOrder order(fast_count);
+  to += order.slow() * to_slow;
+  from += order.slow() * from_slow;
+#pragma unroll 1
+  for (int slow = order.slow(); slow < slow_count; slow += order.step()) {
+    for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
+      to[fast * to_fast] = to_float(from[fast * from_fast]);
+    }
+    to += order.step() * to_slow;
+    from += order.step() * from_slow;
+  }
+}
+
 // Copies `rows` rows of cells as floats, the classes of a cell side by side, `pitch` floats from a
 // cell to the next.
 template <class T>
-__device__ inline void stage_cells(float* staged, const ResizedLogits& u, int64_t image,
+__device__ inline void stage_cells(float* staged, const ResizedLogits& u, int image,
                                    const CellRange& range, int rows, int pitch) {
-  const T* from = static_cast<const T*>(u.data) + image * u.stride_n + range.row * u.stride_h +
-                  range.column * u.stride_w + range.first_class * u.stride_c;
-  const bool by_class = u.stride_c == 1;
+  const T* from = static_cast<const T*>(u.data) + int64_t{image} * u.stride_n +
+                  range.row * u.stride_h + range.column * u.stride_w +
+                  range.first_class * u.stride_c;
+#pragma unroll 1
   for (int row = 0; row < rows; ++row, from += u.stride_h, staged += range.columns * pitch) {
-    if (by_class) {
-      for_each_pair(range.classes, range.columns, [&](int k, int column) {
-        staged[column * pitch + k] = to_float(from[column * u.stride_w + k]);
-      });
+    if (u.stride_c == 1) {
+      stage_plane(staged, from, range.classes, range.columns, 1, u.stride_w, 1, pitch);
     } else {
-      for_each_pair(range.columns, range.classes, [&](int column, int k) {
-        staged[column * pitch + k] = to_float(from[column * u.stride_w + k * u.stride_c]);
-      });
+      stage_plane(staged, from, range.columns, range.classes, u.stride_w, u.stride_c, pitch, 1);
     }
   }
 }
@@ -110,19 +127,31 @@ struct Corners {
 constexpr int kIgnored = -1;
 constexpr int kNoClass = -2;  // a GPU raises no error: the pixel becomes NaN, so that it shows
 
-__device__ inline int label_of(const Labels& labels, int64_t image, int row, int column,
-                               int classes) {
-  const int64_t at = image * labels.stride_n + row * labels.stride_h + column * labels.stride_w;
-  int64_t label;
-  if (labels.type == LabelType::kInt64) {
-    label = static_cast<const int64_t*>(labels.data)[at];
-  } else if (labels.type == LabelType::kInt32) {
-    label = static_cast<const int32_t*>(labels.data)[at];
-  } else {
-    label = static_cast<const uint8_t*>(labels.data)[at];
-  }
-  if (label == labels.ignore_index) return kIgnored;
+__device__ inline int class_of(int64_t label, int64_t ignore_index, int classes) {
+  if (label == ignore_index) return kIgnored;
   return label >= 0 && label < classes ? static_cast<int>(label) : kNoClass;
+}
+
+// Classes of `count` pixels, one below the other; calls use(t, class).
+template <int kCount, class Use>
+__device__ inline void for_each_label(const Labels& labels, int image, int row, int column,
+                                      int count, int classes, Use&& use) {
+  const int64_t at =
+      int64_t{image} * labels.stride_n + row * labels.stride_h + column * labels.stride_w;
+  const auto read = [&](const auto* from) {
+#pragma unroll
+    for (int t = 0; t < kCount; ++t, from += labels.stride_h) {
+      if (t < count) use(t, class_of(*from, labels.ignore_index, classes));
+    }
+  };
+  switch (labels.type) {
+    case LabelType::kInt64:
+      return read(static_cast<const int64_t*>(labels.data) + at);
+    case LabelType::kInt32:
+      return read(static_cast<const int32_t*>(labels.data) + at);
+    default:
+      return read(static_cast<const uint8_t*>(labels.data) + at);
+  }
 }
 
 __device__ inline float weight_of(const float* weight, int label) {
