@@ -31,7 +31,7 @@ template <class A, class I = int64_t>
 struct ResizeAxis {
   I in;
   I out;
-  bool align_corners;
+  A shift;  // 0 with align_corners, where the multiply-add below is a product
   A scale;
 
   DLV3P_HOST_DEVICE ResizeSource<A, I> source(I o) const {
@@ -60,8 +60,7 @@ struct ResizeAxis {
 
  private:
   DLV3P_HOST_DEVICE A position(I o) const {
-    const A at = align_corners ? scale * static_cast<A>(o)
-                               : fused_multiply_add(scale, static_cast<A>(o) + A{0.5}, A{-0.5});
+    const A at = fused_multiply_add(scale, static_cast<A>(o) + shift, -shift);
     return at < 0 ? A{0} : at;
   }
 };
@@ -70,7 +69,7 @@ template <class A, class I = int64_t>
 DLV3P_HOST_DEVICE ResizeAxis<A, I> resize_axis(I in, I out, bool align_corners) {
   A scale = static_cast<A>(in) / static_cast<A>(out);
   if (align_corners) scale = out > 1 ? static_cast<A>(in - 1) / static_cast<A>(out - 1) : A{0};
-  return {in, out, align_corners, scale};
+  return {in, out, align_corners ? A{0} : A{0.5}, scale};
 }
 
 }  // namespace dlv3p

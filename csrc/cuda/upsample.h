@@ -19,7 +19,6 @@ struct PixelAxis : ResizeAxis<float, int> {
   DLV3P_HOST_DEVICE int begin_of(int cell) const {
     if (cell <= 0) return 0;
     if (cell >= in) return out;
-    const float shift = align_corners ? 0.0f : 0.5f;
     const float guess = (static_cast<float>(cell) + shift) * pixels_per_cell - shift;
     int begin = guess < static_cast<float>(out) ? static_cast<int>(guess) : out;
     while (begin > 0 && first(begin - 1) >= cell) --begin;

@@ -21,29 +21,40 @@ constexpr int kBackwardBlocks = 6;  // per multiprocessor: 80 registers a thread
 // What some pixels, one below the other, multiply the terms of their classes by.
 template <bool kSmooth>
 struct PixelFactors {
-  Shares down[kUpsampleRows];
-  Shares up[kUpsampleRows];  // of the cells above and below, times `by_loss` where not smoothed
+  float down[kUpsampleRows];  // shares of the lower cells
+  Shares up[kUpsampleRows];   // of the cells above and below, times `by_loss` where not smoothed
   float logsumexp[kUpsampleRows];
   int label[kUpsampleRows];
   float by_probability[kUpsampleRows];
   float by_one_hot[kUpsampleRows];
   float by_weight[kUpsampleRows];
 
+  // Pixels behind the first `count`, of which there is at least one, repeat the last.
   __device__ void load(const LossBackward& p, const ResizedLogits& u, int image, int row,
                        int column, int count, int cell_row, float weight_sum) {
-    const bool has_second = u.rows.second(cell_row) > cell_row;
+    for_each_label<kUpsampleRows>(p.labels, image, row, column, count, u.classes,
+                                  [&](int t, int its) { label[t] = its; });
     const float* grad = p.grad + int64_t{image} * p.grad_n + row * p.grad_h + column * p.grad_w;
     const float* sum = p.logsumexp + (int64_t{image} * u.rows.out + row) * u.columns.out + column;
-    for_each_label<kUpsampleRows>(
-        p.labels, image, row, column, count, u.classes, [&](int t, int its_label) {
-          label[t] = its_label;
-          logsumexp[t] = sum[t * int64_t{u.columns.out}];
-          down[t] = shares_of(u.rows, row + t, cell_row);
-          up[t] = received(down[t], has_second);
-          // An ignored pixel counts 0 times, whatever its gradient is.
-          const float by_loss = its_label == kIgnored ? 0.0f : grad[t * p.grad_h];
-          set_factors(t, by_loss, weight_of(p.weight, its_label), p, u, weight_sum);
-        });
+    float grads[kUpsampleRows];
+#pragma unroll
+    for (int t = 0; t < kUpsampleRows; ++t) {
+      grads[t] = *grad;
+      logsumexp[t] = *sum;
+      if (t + 1 < count) {
+        grad += p.grad_h;
+        sum += u.columns.out;
+      }
+    }
+    const bool has_second = u.rows.second(cell_row) > cell_row;
+#pragma unroll
+    for (int t = 0; t < kUpsampleRows; ++t) {
+      down[t] = u.rows.weight_second(row + t, cell_row);
+      up[t] = received(shares_from(down[t]), has_second);
+      // An ignored pixel counts 0 times, whatever its gradient is.
+      const float by_loss = label[t] == kIgnored ? 0.0f : grads[t];
+      set_factors(t, by_loss, weight_of(p.weight, label[t]), p, u, weight_sum);
+    }
   }
 
   __device__ void set_factors(int t, float by_loss, float own, const LossBackward& p,
@@ -167,7 +178,7 @@ class GradientBlock {
     do {  // also an interval without pixels leaves sums
       const int count = min(end - begin, kUpsampleRows);
       PixelFactors<kSmooth> factors;
-      factors.load(p_, u_, image_, begin, x, count, interval, weight_sum_);
+      if (count > 0) factors.load(p_, u_, image_, begin, x, count, interval, weight_sum_);
       for (int k = 0; k < range_.classes; k += kClassPack) {
         float upper[kClassPack] = {}, lower[kClassPack] = {};
         add_pixels(factors, corners, across, count, k, upper, lower);
@@ -197,7 +208,7 @@ class GradientBlock {
       if (t >= count) break;
 #pragma unroll
       for (int i = 0; i < kClassPack; ++i) {
-        const float logit = mixed(above[i], below[i], factors.down[t]);
+        const float logit = mixed(above[i], below[i], shares_from(factors.down[t]));
         const float term = factors.term(t, logit, first + i, weights[i]);
         upper[i] = fmaf(factors.up[t].first, term, upper[i]);
         lower[i] = fmaf(factors.up[t].second, term, lower[i]);
@@ -232,6 +243,7 @@ class GradientBlock {
     float totals[kClassPack] = {};
     const int k = pack * kClassPack;
     const auto add = [&](int begin, int end, auto share) {
+#pragma unroll 4
       for (int x = begin - column_begin_; x < end - column_begin_; ++x) {
         const auto sums = load_pack<kClassPack>(sums_ + x * t_.pitch + k);
 #pragma unroll
@@ -244,11 +256,11 @@ class GradientBlock {
       add(begins_[cell], begins_[cell + 1], [](const Shares& s) { return s.second; });
     }
     add(begins_[cell + 1], begins_[cell + 2], [](const Shares& s) { return s.first; });
-    T* const to = static_cast<T*>(p_.result) + int64_t{image_} * p_.result_n + row * p_.result_h +
-                  (cell_begin_ + cell) * p_.result_w + (range_.first_class + k) * p_.result_c;
+    T* to = static_cast<T*>(p_.result) + int64_t{image_} * p_.result_n + row * p_.result_h +
+            (cell_begin_ + cell) * p_.result_w + (range_.first_class + k) * p_.result_c;
 #pragma unroll
-    for (int i = 0; i < kClassPack; ++i) {
-      if (k + i < range_.classes) to[i * p_.result_c] = from_float<T>(totals[i]);
+    for (int i = 0; i < kClassPack; ++i, to += p_.result_c) {
+      if (k + i < range_.classes) *to = from_float<T>(totals[i]);
     }
   }
 

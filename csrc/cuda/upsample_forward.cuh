@@ -130,7 +130,7 @@ template <bool kProbability>
 class ArgmaxWork {
  public:
   using Params = ArgmaxForward;
-  static constexpr int kBlocks = 7;
+  static constexpr int kBlocks = kProbability ? 6 : 7;
 
   __device__ ArgmaxWork(const Params& p, const ResizedLogits&) : p_(p) {}
 
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, Work::kBlocks)
     for (int i = 0; i < kUpsampleRows; ++i) {
       pixels.down[i] = u.rows.weight_second(pixels.row + i, cell_row);
     }
-    work.start(pixels);
+    if (pixels.count > 0) work.start(pixels);
     for (int begin = 0; begin < u.classes; begin += t.chunk) {
       if (begin > 0) __syncthreads();
       range.first_class = begin;

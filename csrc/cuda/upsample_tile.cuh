@@ -8,7 +8,7 @@
 
 namespace dlv3p {
 
-constexpr int kClassPack = 4;  // classes that come from shared memory at a time
+constexpr int kClassPack = 4;
 
 // Weights of the two cells that a pixel reads.
 struct Shares {
@@ -68,15 +68,15 @@ template <class T>
 __device__ inline void stage_plane(float* to, const T* from, int fast_count, int slow_count,
                                    int64_t from_fast, int64_t from_slow, int to_fast, int to_slow) {
   const PairOrder order(fast_count);
-  to += order.slow() * to_slow;
-  from += order.slow() * from_slow;
-#pragma unroll 1
-  for (int slow = order.slow(); slow < slow_count; slow += order.step()) {
-    for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
-      to[fast * to_fast] = to_float(from[fast * from_fast]);
+  for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
+    const T* element = from + fast * from_fast + order.slow() * from_slow;
+    float* slot = to + fast * to_fast + order.slow() * to_slow;
+#pragma unroll 4
+    for (int slow = order.slow(); slow < slow_count; slow += order.step()) {
+      *slot = to_float(*element);
+      element += order.step() * from_slow;
+      slot += order.step() * to_slow;
     }
-    to += order.step() * to_slow;
-    from += order.step() * from_slow;
   }
 }
 
@@ -88,7 +88,6 @@ __device__ inline void stage_cells(float* staged, const ResizedLogits& u, int im
   const T* from = static_cast<const T*>(u.data) + int64_t{image} * u.stride_n +
                   range.row * u.stride_h + range.column * u.stride_w +
                   range.first_class * u.stride_c;
-#pragma unroll 1
   for (int row = 0; row < rows; ++row, from += u.stride_h, staged += range.columns * pitch) {
     if (u.stride_c == 1) {
       stage_plane(staged, from, range.classes, range.columns, 1, u.stride_w, 1, pitch);
@@ -129,10 +128,12 @@ constexpr int kNoClass = -2;  // a GPU raises no error: the pixel becomes NaN, s
 
 __device__ inline int class_of(int64_t label, int64_t ignore_index, int classes) {
   if (label == ignore_index) return kIgnored;
-  return label >= 0 && label < classes ? static_cast<int>(label) : kNoClass;
+  const bool fits = static_cast<uint64_t>(label) < static_cast<uint64_t>(classes);
+  return fits ? static_cast<int>(label) : kNoClass;
 }
 
-// Classes of `count` pixels, one below the other; calls use(t, class).
+// Classes of kCount pixels, one below the other; those behind the first `count`, of which there is
+// at least one, repeat the last, so that all loads are under way at once. Calls use(t, class).
 template <int kCount, class Use>
 __device__ inline void for_each_label(const Labels& labels, int image, int row, int column,
                                       int count, int classes, Use&& use) {
@@ -140,8 +141,9 @@ __device__ inline void for_each_label(const Labels& labels, int image, int row, 
       int64_t{image} * labels.stride_n + row * labels.stride_h + column * labels.stride_w;
   const auto read = [&](const auto* from) {
 #pragma unroll
-    for (int t = 0; t < kCount; ++t, from += labels.stride_h) {
-      if (t < count) use(t, class_of(*from, labels.ignore_index, classes));
+    for (int t = 0; t < kCount; ++t) {
+      use(t, class_of(*from, labels.ignore_index, classes));
+      if (t + 1 < count) from += labels.stride_h;
     }
   };
   switch (labels.type) {
