@@ -63,36 +63,41 @@ struct PairOrder {
   __device__ int slow() const { return static_cast<int>(threadIdx.x) >> bits; }
 };
 
-// Copies fast_count x slow_count elements as floats.
-template <class T>
-__device__ inline void stage_plane(float* to, const T* from, int fast_count, int slow_count,
-                                   int64_t from_fast, int64_t from_slow, int to_fast, int to_slow) {
-  const PairOrder order(fast_count);
-  for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
-    const T* element = from + fast * from_fast + order.slow() * from_slow;
-    float* slot = to + fast * to_fast + order.slow() * to_slow;
-#pragma unroll 4
-    for (int slow = order.slow(); slow < slow_count; slow += order.step()) {
-      *slot = to_float(*element);
-      element += order.step() * from_slow;
-      slot += order.step() * to_slow;
-    }
-  }
-}
+constexpr int kStageLoads = 4;  // of a thread under way at once
 
 // Copies `rows` rows of cells as floats, the classes of a cell side by side, `pitch` floats from a
-// cell to the next.
+// cell to the next. Neighbouring threads have neighbouring elements of memory.
 template <class T>
 __device__ inline void stage_cells(float* staged, const ResizedLogits& u, int image,
                                    const CellRange& range, int rows, int pitch) {
+  const bool by_class = u.stride_c == 1;
+  const int fast_count = by_class ? range.classes : range.columns;
+  const int slow_count = by_class ? range.columns : range.classes;
+  const int64_t from_fast = by_class ? 1 : u.stride_w,
+                from_slow = by_class ? u.stride_w : u.stride_c;
+  const int to_fast = by_class ? 1 : pitch, to_slow = by_class ? pitch : 1;
+  const PairOrder order(fast_count);
+  const auto magic = 0xffffffffu / static_cast<unsigned>(slow_count) + 1;
   const T* from = static_cast<const T*>(u.data) + int64_t{image} * u.stride_n +
                   range.row * u.stride_h + range.column * u.stride_w +
                   range.first_class * u.stride_c;
-  for (int row = 0; row < rows; ++row, from += u.stride_h, staged += range.columns * pitch) {
-    if (u.stride_c == 1) {
-      stage_plane(staged, from, range.classes, range.columns, 1, u.stride_w, 1, pitch);
-    } else {
-      stage_plane(staged, from, range.columns, range.classes, u.stride_w, u.stride_c, pitch, 1);
+  for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
+    for (int pair = order.slow(); pair < rows * slow_count; pair += kStageLoads * order.step()) {
+      T values[kStageLoads];
+      int to[kStageLoads];
+#pragma unroll
+      for (int i = 0; i < kStageLoads; ++i) {
+        const int at = min(pair + i * order.step(), rows * slow_count - 1);
+        const int row = magic == 0 ? at : static_cast<int>(__umulhi(at, magic));  // at / slow_count
+        const int slow = at - row * slow_count;
+        to[i] = row * range.columns * pitch + slow * to_slow;
+        values[i] = from[row * u.stride_h + slow * from_slow + fast * from_fast];
+      }
+#pragma unroll
+      for (int i = 0; i < kStageLoads; ++i) {
+        if (pair + i * order.step() >= rows * slow_count) break;
+        staged[to[i] + fast * to_fast] = to_float(values[i]);
+      }
     }
   }
 }
