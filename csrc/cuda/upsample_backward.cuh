@@ -16,7 +16,8 @@
 
 namespace dlv3p {
 
-constexpr int kBackwardBlocks = 6;  // per multiprocessor: 80 registers a thread
+// Blocks on a multiprocessor: what 128 or 80 registers a thread leave room for.
+constexpr int backward_blocks(bool smooth) { return smooth ? 4 : 6; }
 
 // What some pixels, one below the other, multiply the terms of their classes by.
 template <bool kSmooth>
@@ -281,7 +282,7 @@ class GradientBlock {
 };
 
 template <class T, bool kSmooth>
-__global__ void __launch_bounds__(kUpsampleThreads, kBackwardBlocks)
+__global__ void __launch_bounds__(kUpsampleThreads, backward_blocks(kSmooth))
     upsample_backward_kernel(ResizedLogits u, BackwardTiling t, LossBackward p) {
   DLV3P_DYNAMIC_SHARED(shared);
   GradientBlock<T, kSmooth>(u, t, p, shared).run();

@@ -130,7 +130,7 @@ template <bool kProbability>
 class ArgmaxWork {
  public:
   using Params = ArgmaxForward;
-  static constexpr int kBlocks = kProbability ? 5 : 7;
+  static constexpr int kBlocks = kProbability ? 5 : 6;
 
   __device__ ArgmaxWork(const Params& p, const ResizedLogits&) : p_(p) {}
 

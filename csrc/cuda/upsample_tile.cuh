@@ -65,38 +65,75 @@ struct PairOrder {
 
 constexpr int kStageLoads = 4;  // of a thread under way at once
 
+// Where a thread copies from and to: goes through the elements of some rows, a step at a time,
+// without a product.
+template <class T>
+struct StageWalk {
+  struct Strides {
+    int64_t from;
+    int to;
+  };
+
+  const T* from;
+  float* to;
+  int slow;
+  int slow_count;
+  int slow_step;    // of a step that is not whole rows
+  Strides step;     // from an element to the next
+  Strides row_end;  // more, where it lies in another row
+
+  // Element `first` of rows that have slow_count of them; `rows` and `columns` are strides.
+  __device__ StageWalk(const T* from_, float* to_, int first, int step_, int slow_count_,
+                       const Strides& rows, const Strides& columns)
+      : slow(first % slow_count_), slow_count(slow_count_), slow_step(step_ % slow_count_) {
+    const int row = first / slow_count, step_rows = step_ / slow_count;
+    from = from_ + row * rows.from + slow * columns.from;
+    to = to_ + row * rows.to + slow * columns.to;
+    step = {step_rows * rows.from + slow_step * columns.from,
+            step_rows * rows.to + slow_step * columns.to};
+    row_end = {rows.from - slow_count * columns.from, rows.to - slow_count * columns.to};
+  }
+
+  __device__ void advance() {
+    from += step.from;
+    to += step.to;
+    slow += slow_step;
+    if (slow < slow_count) return;
+    from += row_end.from;
+    to += row_end.to;
+    slow -= slow_count;
+  }
+};
+
 // Copies `rows` rows of cells as floats, the classes of a cell side by side, `pitch` floats from a
 // cell to the next. Neighbouring threads have neighbouring elements of memory.
 template <class T>
 __device__ inline void stage_cells(float* staged, const ResizedLogits& u, int image,
                                    const CellRange& range, int rows, int pitch) {
+  using Strides = typename StageWalk<T>::Strides;
+  const Strides classes{u.stride_c, 1}, columns{u.stride_w, pitch};
   const bool by_class = u.stride_c == 1;
   const int fast_count = by_class ? range.classes : range.columns;
   const int slow_count = by_class ? range.columns : range.classes;
-  const int64_t from_fast = by_class ? 1 : u.stride_w,
-                from_slow = by_class ? u.stride_w : u.stride_c;
-  const int to_fast = by_class ? 1 : pitch, to_slow = by_class ? pitch : 1;
+  const Strides fast = by_class ? classes : columns, slow = by_class ? columns : classes;
   const PairOrder order(fast_count);
-  const auto magic = 0xffffffffu / static_cast<unsigned>(slow_count) + 1;
-  const T* from = static_cast<const T*>(u.data) + int64_t{image} * u.stride_n +
-                  range.row * u.stride_h + range.column * u.stride_w +
-                  range.first_class * u.stride_c;
-  for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
-    for (int pair = order.slow(); pair < rows * slow_count; pair += kStageLoads * order.step()) {
+  const T* from = static_cast<const T*>(u.data) + image * u.stride_n + range.row * u.stride_h +
+                  range.column * u.stride_w + range.first_class * u.stride_c;
+  for (int i = order.fast(); i < fast_count; i += order.lanes()) {
+    StageWalk<T> walk(from + i * fast.from, staged + i * fast.to, order.slow(), order.step(),
+                      slow_count, {u.stride_h, range.columns * pitch}, slow);
+    for (int left = rows * slow_count - order.slow(); left > 0;
+         left -= kStageLoads * order.step()) {
       T values[kStageLoads];
-      int to[kStageLoads];
+      float* to[kStageLoads];
 #pragma unroll
-      for (int i = 0; i < kStageLoads; ++i) {
-        const int at = min(pair + i * order.step(), rows * slow_count - 1);
-        const int row = magic == 0 ? at : static_cast<int>(__umulhi(at, magic));  // at / slow_count
-        const int slow = at - row * slow_count;
-        to[i] = row * range.columns * pitch + slow * to_slow;
-        values[i] = from[row * u.stride_h + slow * from_slow + fast * from_fast];
+      for (int n = 0; n < kStageLoads; ++n, walk.advance()) {
+        to[n] = walk.to;
+        if (left > n * order.step()) values[n] = *walk.from;
       }
 #pragma unroll
-      for (int i = 0; i < kStageLoads; ++i) {
-        if (pair + i * order.step() >= rows * slow_count) break;
-        staged[to[i] + fast * to_fast] = to_float(values[i]);
+      for (int n = 0; n < kStageLoads; ++n) {
+        if (left > n * order.step()) *to[n] = to_float(values[n]);
       }
     }
   }
