@@ -43,11 +43,7 @@ def why_not(backend: str) -> str | None:
 
 @pytest.mark.parametrize(
     ("backend", "file"),
-    [
-        (backend, file)
-        for backend in EVERY
-        for file in (*PARITY_FILES, *MORE_FILES[backend])
-    ],
+    [(backend, file) for backend in EVERY for file in (*PARITY_FILES, *MORE_FILES[backend])],
 )
 def test_kernels_of(backend: str, file: str) -> None:
     if reason := why_not(backend):
