@@ -8,7 +8,7 @@
 
 namespace dlv3p {
 
-constexpr int kClassPack = 4;
+constexpr int kClassPack = 4;  // classes that come from shared memory at a time
 
 // Weights of the two cells that a pixel reads.
 struct Shares {
