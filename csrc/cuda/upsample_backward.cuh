@@ -16,6 +16,7 @@
 
 namespace dlv3p {
 
+constexpr int kBackwardLoads = 3;  // of a thread under way at once: more would not fit registers
 // Blocks on a multiprocessor: what 128 or 80 registers a thread leave room for.
 constexpr int backward_blocks(bool smooth) { return smooth ? 4 : 6; }
 
@@ -161,7 +162,7 @@ class GradientBlock {
 
   __device__ void stage(int row) {
     range_.row = row;
-    stage_cells<T>(staged(row), u_, image_, range_, 1, t_.pitch);
+    stage_cells<T, kBackwardLoads>(staged(row), u_, image_, range_, 1, t_.pitch);
   }
 
   // The pixels of a column between rows `begin` and `end`: adds to what the row of cells above

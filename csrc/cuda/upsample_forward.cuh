@@ -14,6 +14,7 @@ namespace dlv3p {
 // Classes whose logits wait in registers, mixed along the columns. Each block costs a pixel one
 // more exponential.
 constexpr int kClassBlock = 8;
+constexpr int kForwardLoads = 5;  // of a thread under way at once: the rows of cells of most blocks
 
 // The sum of exp(z - maximum) over the logits of a pixel, relative to the maximum so far.
 // Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3.
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kUpsampleThreads, Work::kBlocks)
       if (begin > 0) __syncthreads();
       range.first_class = begin;
       range.classes = min(t.chunk, u.classes - begin);
-      stage_cells<T>(staged, u, image, range, cell_rows, t.pitch);
+      stage_cells<T, kForwardLoads>(staged, u, image, range, cell_rows, t.pitch);
       __syncthreads();
       if (pixels.count > 0) add_classes(work, corners, pixels, begin, range.classes);
     }

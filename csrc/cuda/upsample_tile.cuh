@@ -63,78 +63,53 @@ struct PairOrder {
   __device__ int slow() const { return static_cast<int>(threadIdx.x) >> bits; }
 };
 
-constexpr int kStageLoads = 4;  // of a thread under way at once
-
-// Where a thread copies from and to: goes through the elements of some rows, a step at a time,
-// without a product.
-template <class T>
-struct StageWalk {
-  struct Strides {
-    int64_t from;
-    int to;
-  };
-
-  const T* from;
-  float* to;
-  int slow;
-  int slow_count;
-  int slow_step;    // of a step that is not whole rows
-  Strides step;     // from an element to the next
-  Strides row_end;  // more, where it lies in another row
-
-  // Element `first` of rows that have slow_count of them; `rows` and `columns` are strides.
-  __device__ StageWalk(const T* from_, float* to_, int first, int step_, int slow_count_,
-                       const Strides& rows, const Strides& columns)
-      : slow(first % slow_count_), slow_count(slow_count_), slow_step(step_ % slow_count_) {
-    const int row = first / slow_count, step_rows = step_ / slow_count;
-    from = from_ + row * rows.from + slow * columns.from;
-    to = to_ + row * rows.to + slow * columns.to;
-    step = {step_rows * rows.from + slow_step * columns.from,
-            step_rows * rows.to + slow_step * columns.to};
-    row_end = {rows.from - slow_count * columns.from, rows.to - slow_count * columns.to};
+// Copies `count` elements as floats, with kLoads loads under way at once.
+template <int kLoads, class T>
+__device__ inline void stage_line(float* to, const T* from, int count, int to_step,
+                                  int64_t from_step) {
+  for (; count > 0; count -= kLoads) {
+    T values[kLoads];
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n, from += from_step) {
+      if (n < count) values[n] = *from;
+    }
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n, to += to_step) {
+      if (n < count) *to = to_float(values[n]);
+    }
   }
-
-  __device__ void advance() {
-    from += step.from;
-    to += step.to;
-    slow += slow_step;
-    if (slow < slow_count) return;
-    from += row_end.from;
-    to += row_end.to;
-    slow -= slow_count;
-  }
-};
+}
 
 // Copies `rows` rows of cells as floats, the classes of a cell side by side, `pitch` floats from a
-// cell to the next. Neighbouring threads have neighbouring elements of memory.
-template <class T>
+// cell to the next. Neighbouring threads have neighbouring elements of memory; a thread goes along
+// the rows, or through the only one.
+template <class T, int kLoads>
 __device__ inline void stage_cells(float* staged, const ResizedLogits& u, int image,
                                    const CellRange& range, int rows, int pitch) {
-  using Strides = typename StageWalk<T>::Strides;
-  const Strides classes{u.stride_c, 1}, columns{u.stride_w, pitch};
   const bool by_class = u.stride_c == 1;
   const int fast_count = by_class ? range.classes : range.columns;
   const int slow_count = by_class ? range.columns : range.classes;
-  const Strides fast = by_class ? classes : columns, slow = by_class ? columns : classes;
+  const int64_t from_fast = by_class ? 1 : u.stride_w,
+                from_slow = by_class ? u.stride_w : u.stride_c;
+  const int to_fast = by_class ? 1 : pitch, to_slow = by_class ? pitch : 1;
   const PairOrder order(fast_count);
+  const int step = order.step();
   const T* from = static_cast<const T*>(u.data) + image * u.stride_n + range.row * u.stride_h +
-                  range.column * u.stride_w + range.first_class * u.stride_c;
-  for (int i = order.fast(); i < fast_count; i += order.lanes()) {
-    StageWalk<T> walk(from + i * fast.from, staged + i * fast.to, order.slow(), order.step(),
-                      slow_count, {u.stride_h, range.columns * pitch}, slow);
-    for (int left = rows * slow_count - order.slow(); left > 0;
-         left -= kStageLoads * order.step()) {
-      T values[kStageLoads];
-      float* to[kStageLoads];
-#pragma unroll
-      for (int n = 0; n < kStageLoads; ++n, walk.advance()) {
-        to[n] = walk.to;
-        if (left > n * order.step()) values[n] = *walk.from;
-      }
-#pragma unroll
-      for (int n = 0; n < kStageLoads; ++n) {
-        if (left > n * order.step()) *to[n] = to_float(values[n]);
-      }
+                  range.column * u.stride_w + range.first_class * u.stride_c +
+                  order.slow() * from_slow;
+  staged += order.slow() * to_slow;
+  for (int fast = order.fast(); fast < fast_count; fast += order.lanes()) {
+    const T* element = from + fast * from_fast;
+    float* to = staged + fast * to_fast;
+    if (rows == 1) {
+      const int count = (slow_count - order.slow() + step - 1) / step;
+      stage_line<kLoads>(to, element, count, step * to_slow, step * from_slow);
+      continue;
+    }
+    for (int slow = order.slow(); slow < slow_count; slow += step) {
+      stage_line<kLoads>(to, element, rows, range.columns * pitch, u.stride_h);
+      element += step * from_slow;
+      to += step * to_slow;
     }
   }
 }
