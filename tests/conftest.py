@@ -16,7 +16,6 @@ os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 import pytest
 import torch
-from parity_files import WITHOUT_CUDA_KERNELS
 
 import dlv3p_kernels as dk
 from dlv3p_kernels import _library, backends
@@ -51,11 +50,7 @@ def _add_emulated() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the kernels' tests, or those in some dtypes, that the back end does not have."""
-    if config.getoption("--backend") in ("cuda", "emulated"):
-        left_out = [item for item in items if item.path.name in WITHOUT_CUDA_KERNELS]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item.path.name not in WITHOUT_CUDA_KERNELS]
+    """Leave out the tests in dtypes that the back end does not have, and those too slow for it."""
     dtypes = backends.BACKENDS[config.getoption("--backend")].dtypes
     left_out = [
         item
@@ -99,6 +94,13 @@ def native(backend_name: str, request: pytest.FixtureRequest) -> Iterator[None]:
         _shuffle_threads(request.node.nodeid)
     with dk.backend(backend_name):
         yield
+
+
+@pytest.fixture
+def emulated(backend_name: str, native: None) -> None:
+    """For tests of single CUDA kernels."""
+    if backend_name != "emulated":
+        pytest.skip("the emulator is not the back end under test")
 
 
 def _shuffle_threads(name: str) -> None:

@@ -14,5 +14,3 @@ PARITY_FILES = (
     "test_upsample_parity.py",
     "test_upsample_values.py",
 )
-# Of these, what stock PyTorch serves on CUDA but for Triton.
-WITHOUT_CUDA_KERNELS = ("test_upsample_parity.py", "test_upsample_values.py")

@@ -48,7 +48,9 @@ def test_planted_errors_are_found(mode: int, message: str) -> None:
     assert re.search(message, output, re.DOTALL), output
 
 
-@pytest.mark.parametrize("stem", ["depthwise_parity", "norm_parity", "decoder_values"])
+@pytest.mark.parametrize(
+    "stem", ["depthwise_parity", "norm_parity", "upsample_parity", "decoder_values"]
+)
 def test_kernels(stem: str) -> None:
     """The compact cases once more; also all of the emulator is under the sanitizers then."""
     arguments = ["--backend", "emulated", "-m", "compact", f"tests/test_{stem}.py"]

@@ -40,14 +40,6 @@ def ops(native: None, backend_name: str, device: str) -> Any:
     return dispatch.operators(backend_name)
 
 
-@pytest.fixture(autouse=True)
-def has_kernels(request: pytest.FixtureRequest, backend_name: str) -> None:
-    callspec = getattr(request.node, "callspec", None)
-    subject = callspec.params.get("subject") if callspec else None
-    if subject and backend_name in subject.without:
-        pytest.skip(f"{backend_name} has no kernel for it")
-
-
 def tensors(subject: Subject, seed: int = 0) -> dict[str, Tensor]:
     made = subject.tensors(CASE, torch.bfloat16, "cuda")
     x = torch.roll(made["x"], seed, 0)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from parity_files import PARITY_FILES, WITHOUT_CUDA_KERNELS
+from parity_files import PARITY_FILES
 
 TESTS = Path(__file__).resolve().parent
 # A share with no factor in common with the numbers of dtypes, layouts and fusions: every case runs,
@@ -35,7 +35,11 @@ MORE_FILES = {
         "test_aspp_triton.py",
         "test_triton_upsample.py",
     ),
-    "emulated": ("test_emulated_kernels.py",),
+    "emulated": (
+        "test_emulated_kernels.py",
+        "test_emulated_decoder.py",
+        "test_emulated_upsample.py",
+    ),
 }
 ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}, "emulated": {}}
 
@@ -49,12 +53,7 @@ def why_not(backend: str) -> str | None:
 
 @pytest.mark.parametrize(
     ("backend", "file"),
-    [
-        (backend, file)
-        for backend in EVERY
-        for file in (*PARITY_FILES, *MORE_FILES[backend])
-        if backend != "emulated" or file not in WITHOUT_CUDA_KERNELS
-    ],
+    [(backend, file) for backend in EVERY for file in (*PARITY_FILES, *MORE_FILES[backend])],
 )
 def test_kernels_of(backend: str, file: str) -> None:
     if reason := why_not(backend):

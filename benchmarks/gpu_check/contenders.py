@@ -113,8 +113,6 @@ class Row:
             for layout in LAYOUTS:
                 yield f"compiled {layout}", layout, lambda t: subject.stock(case, t, wrap)
         for backend, layout in itertools.product(self.setting.backends, LAYOUTS):
-            if backend in subject.without:
-                continue
             call = partial(subject.ours, dispatch.operators(backend), case)
             yield f"{backend} {layout}", layout, partial(partial, call)
 

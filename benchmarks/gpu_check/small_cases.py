@@ -69,6 +69,7 @@ def calls(
     yield from _fused(ops, x, weight, grad, scale, shift, geometry)
     yield from _separable(ops, x, weight, scale, shift, geometry)
     yield from _norm(ops, x, scale, shift)
+    yield from _resized(ops, x)
 
 
 def layers(device: str, dtype: torch.dtype, layout: torch.memory_format) -> Iterator[object]:
@@ -126,6 +127,24 @@ def _norm(ops: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[object]
         sums = ops.batch_norm_backward_reduce(x, *arguments)
         yield sums
         yield ops.batch_norm_backward_apply(x, *arguments, *sums, count, residual is not None)
+
+
+def _resized(ops: Any, logits: Tensor) -> Iterator[object]:
+    """The channels are classes; larger, smaller and of the same size."""
+    n, classes, height, width = logits.shape
+    weight = torch.rand(classes, device=logits.device)
+    for size in ([4 * height + 1, 4 * width], [height, width], [3, 2]):
+        target = torch.randint(-1, classes, (n, *size), device=logits.device)
+        yield ops.class_weight_sum(target, weight, -1, logits)
+        for weights, smoothing, align_corners in ((None, 0.0, True), (weight, 0.1, False)):
+            options = (-1, smoothing, align_corners)
+            loss, logsumexp = ops.upsample_cross_entropy(logits, target, weights, *options)
+            yield loss
+            yield ops.upsample_cross_entropy_backward(
+                loss, logits, target, weights, logsumexp, *options
+            )
+        for probability in (False, True):
+            yield ops.upsample_argmax(logits, size, False, probability, True)
 
 
 if __name__ == "__main__":

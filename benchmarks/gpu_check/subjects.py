@@ -37,7 +37,6 @@ class Subject(ABC):
         forward: whether it is a forward.
         by_channel: whether channels have nothing to do with each other, so that some of them can be
             checked without the rest.
-        without: back ends that have no kernel for it.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Subject(ABC):
     family: str
     forward: bool
     by_channel = True
-    without: tuple[str, ...] = ()
 
     def bytes_moved(self, case: Case, dtype: torch.dtype) -> int:
         """What has to be read and written at least; the vectors are left out."""
@@ -279,7 +277,7 @@ class ResizedLoss(Subject):
 
     name, maps = "resized cross entropy, with gradient", (3, 0)
     results: tuple[str, ...] = ("loss", "grad_input")
-    family, forward, by_channel, without = "upsample", False, False, ("cuda",)
+    family, forward, by_channel = "upsample", False, False
     # int64 targets twice; loss and log-sum-exp, the second read again.
     _bytes_per_pixel = 2 * 8 + 3 * 4
 

@@ -76,6 +76,17 @@ __device__ inline T from_float(float x) {
   return static_cast<T>(x);
 }
 
+// 2^x, off by two units in the last place at most; 0 where it would be denormal.
+__device__ inline float exp2_approximate(float x) {
+#ifdef DLV3P_EMULATED
+  return exp2f(x);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#endif
+}
+
 // V elements that are loaded and stored as one.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {

@@ -121,10 +121,8 @@ def _register(library: torch.library.Library) -> None:
         torch.library.register_autograd(
             f"{library.ns}::{name}", backward, setup_context=setup_context, lib=library
         )
-    # A few passes over the target: in every namespace, for those that have no kernel for it.
-    library.impl("class_weight_sum", reference.class_weight_sum, "CompositeExplicitAutograd")
 
 
-# Compiled kernels register under CPU and win; every other device runs the definition.
-for _name in ("upsample_cross_entropy", "upsample_cross_entropy_backward", "upsample_argmax"):
+# Compiled kernels register under CPU and CUDA and win; every other device runs the definition.
+for _name in _SCHEMAS:
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
