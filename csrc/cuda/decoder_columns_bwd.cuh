@@ -22,7 +22,7 @@ struct ColumnsBackward {
 };
 
 // The cells that a block makes along an axis, and the pixels that these come from.
-struct CellRange {
+struct BlockCells {
   int first_cell;
   int end_cell;
   int first_pixel;  // of the interval in front of the first cell's
@@ -30,8 +30,8 @@ struct CellRange {
   int end_pixel;
 
   // By three threads from `thread` 0 on, who leave the pixels in `found`.
-  __device__ CellRange(const ResizeAxis<float>& axis, int first, int count, int thread,
-                       int (&found)[3])
+  __device__ BlockCells(const ResizeAxis<float>& axis, int first, int count, int thread,
+                        int (&found)[3])
       : first_cell(first), end_cell(first + count) {
     if (end_cell > axis.in) end_cell = static_cast<int>(axis.in);
     if (thread >= 0 && thread < 3) {
@@ -89,7 +89,7 @@ class CellGatherer {
  public:
   // `columns` are the pixels of the tile, `exchange` has room for two rows of their values.
   __device__ CellGatherer(const ColumnsBackward& p, const ColumnPlace& place, const BlockTile& me,
-                          const CellRange& range, const CellPair* columns, float* exchange)
+                          const BlockCells& range, const CellPair* columns, float* exchange)
       : columns_(columns),
         room_(exchange),
         cell_(range.first_cell + me.column),
@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(kFewThreads, kColumnBlocks)
   const BlockTile me = tile_of<V>(p.grid, place, static_cast<int>(c.channels));
   __shared__ int found[2][3];
   const int thread = static_cast<int>(threadIdx.x);
-  CellRange down(p.cells.rows, place.band * p.grid.band, p.grid.band, thread, found[0]);
-  CellRange across(p.cells.columns, place.tile * p.grid.tile, p.grid.tile, thread - 3, found[1]);
+  BlockCells down(p.cells.rows, place.band * p.grid.band, p.grid.band, thread, found[0]);
+  BlockCells across(p.cells.columns, place.tile * p.grid.tile, p.grid.tile, thread - 3, found[1]);
   __syncthreads();
   down.take(found[0]);
   across.take(found[1]);

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "../common/tensor.h"
+#include "channel_vector.h"
 #include "launch.h"
 #include "norm.h"
 #include "norm_planes.cuh"
@@ -68,24 +69,6 @@ Tensor vector_like(const Tensor& input, int64_t size) {
   return torch::stable::empty({size}, ScalarType::Float, std::nullopt, input.device(), std::nullopt,
                               std::nullopt);
 }
-
-// A (channels) float vector, kept alive with its pointer; nullptr where it is missing.
-class Vector {
- public:
-  Vector(const std::optional<Tensor>& vector, int64_t channels, const char* op) {
-    if (!vector) return;
-    STD_TORCH_CHECK(vector->scalar_type() == ScalarType::Float && vector->numel() == channels, op,
-                    ": the vectors of the channels must be float32 of their number");
-    held_ = torch::stable::contiguous(*vector);
-  }
-
-  operator const float*() const {
-    return held_ ? static_cast<const float*>(held_->const_data_ptr()) : nullptr;
-  }
-
- private:
-  std::optional<Tensor> held_;
-};
 
 float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
@@ -250,9 +233,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalise_cuda(
   const Stream stream(mean);
   const int64_t channels = mean.numel();
   const bool running = running_mean && running_var;
-  const Vector means(mean, channels, kOp), vars(var, channels, kOp);
-  const Vector old_mean(running ? running_mean : std::nullopt, channels, kOp);
-  const Vector old_var(running ? running_var : std::nullopt, channels, kOp);
+  const ChannelVector means(mean, channels, kOp), vars(var, channels, kOp);
+  const ChannelVector old_mean(running ? running_mean : std::nullopt, channels, kOp);
+  const ChannelVector old_var(running ? running_var : std::nullopt, channels, kOp);
   const Tensor invstd = vector_like(mean, channels);
   const Tensor new_mean = vector_like(mean, running ? channels : 0);
   const Tensor new_var = vector_like(mean, running ? channels : 0);
@@ -270,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalise_cuda(
 struct Arguments {
   Tensor input;
   std::optional<Tensor> residual;
-  Vector mean, invstd, weight, bias;
+  ChannelVector mean, invstd, weight, bias;
 
   Arguments(const Layout& layout, const char* op, const Tensor& input_, const Tensor& mean_,
             const Tensor& invstd_, const std::optional<Tensor>& weight_,
@@ -359,9 +342,9 @@ std::tuple<Tensor, Tensor> batch_norm_backward_apply_cuda(
   if (grad_input.numel() == 0) return {grad_input, grad_residual};
   const bool through_statistics = sum_grad && sum_grad_normalised;
   const Arguments a(layout, kOp, input, mean, invstd, weight, bias, needed(residual, activation));
-  const Vector sum(through_statistics ? sum_grad : std::nullopt, layout.channels(), kOp);
-  const Vector products(through_statistics ? sum_grad_normalised : std::nullopt, layout.channels(),
-                        kOp);
+  const ChannelVector sum(through_statistics ? sum_grad : std::nullopt, layout.channels(), kOp);
+  const ChannelVector products(through_statistics ? sum_grad_normalised : std::nullopt,
+                               layout.channels(), kOp);
   const Tensor dense_grad = layout.dense(grad, kOp);
   const NormBackwardApply params{a.backward(dense_grad, static_cast<Activation>(activation)),
                                  sum,

@@ -108,18 +108,6 @@ Labels labels_of(const Tensor& target, int64_t ignore_index, const char* op) {
           target.stride(2),        ignore_index};
 }
 
-ClassWeights::ClassWeights(const std::optional<Tensor>& weight, int64_t classes, const char* op) {
-  if (!weight) return;
-  STD_TORCH_CHECK(weight->dim() == 1 && weight->size(0) == classes &&
-                      weight->scalar_type() == ScalarType::Float,
-                  op, ": weight must be one float32 per class");
-  held_ = torch::stable::contiguous(*weight);
-}
-
-ClassWeights::operator const float*() const {
-  return held_ ? static_cast<const float*>(held_->const_data_ptr()) : nullptr;
-}
-
 ForwardPlan forward_plan(const ResizedLogits& u, int64_t images) {
   ForwardTiling t{};
   t.chunk = chunk_of(u.classes, kForwardChunk);

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 
+#include "channel_vector.h"
 #include "launch.h"
 #include "upsample.h"
 
@@ -14,16 +14,6 @@ ResizedLogits resized_logits(const Tensor& logits, int64_t height, int64_t width
                              bool align_corners, const char* op);
 
 Labels labels_of(const Tensor& target, int64_t ignore_index, const char* op);
-
-// One float32 per class, kept alive with its pointer; nullptr where there are none.
-class ClassWeights {
- public:
-  ClassWeights(const std::optional<Tensor>& weight, int64_t classes, const char* op);
-  operator const float*() const;
-
- private:
-  std::optional<Tensor> held_;
-};
 
 // How the launchers share the work among blocks; `shared_bytes` of dynamic shared memory.
 struct ForwardPlan {

@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> upsample_cross_entropy_cuda(const Tensor& logits, con
   };
   const Tensor loss = new_plane(), logsumexp = new_plane();
   if (target.size(0) == 0) return {loss, logsumexp};
-  const ClassWeights weights(weight, u.classes, kOp);
+  const ChannelVector weights(weight, u.classes, kOp);
   const LossForward params{labels_of(target, ignore_index, kOp), weights,
                            static_cast<float>(label_smoothing), floats(loss), floats(logsumexp)};
   const ForwardPlan plan = forward_plan(u, target.size(0));
@@ -78,7 +78,7 @@ Tensor upsample_cross_entropy_backward_cuda(const Tensor& grad_loss, const Tenso
   const Tensor result =
       empty_in_format_of(logits, logits.size(0), logits.size(1), logits.size(2), logits.size(3));
   if (logits.size(0) == 0) return result;
-  const ClassWeights weights(weight, u.classes, kOp);
+  const ChannelVector weights(weight, u.classes, kOp);
   const Tensor dense_logsumexp = torch::stable::contiguous(logsumexp);
   const LossBackward params{labels_of(target, ignore_index, kOp),
                             weights,
@@ -110,7 +110,7 @@ Tensor class_weight_sum_cuda(const Tensor& target, const Optional& weight, int64
   const Tensor result = torch::stable::empty({}, ScalarType::Float, std::nullopt, target.device(),
                                              std::nullopt, std::nullopt);
   const Labels labels = labels_of(target, ignore_index, kSum);
-  const ClassWeights weights(weight, like.size(1), kSum);
+  const ChannelVector weights(weight, like.size(1), kSum);
   const int64_t rows = target.size(0) * target.size(1);
   const int64_t blocks = std::min(rows, kMostBlocks);
   const Tensor parts = float_workspace(target, blocks);

@@ -54,8 +54,10 @@ struct CellRange {
 struct PairOrder {
   int bits;
 
-  __device__ explicit PairOrder(int fast_count)
-      : bits(fast_count >= kWarpLanes ? 5 : 32 - __clz(fast_count - 1)) {}
+  // Not in the initialiser, which the compiler of the host reads as well.
+  __device__ explicit PairOrder(int fast_count) {
+    bits = fast_count >= kWarpLanes ? 5 : 32 - __clz(fast_count - 1);
+  }
 
   __device__ int lanes() const { return 1 << bits; }
   __device__ int step() const { return kUpsampleThreads >> bits; }
