@@ -90,7 +90,7 @@ def test_neither_resized_map_nor_concatenation_is_made(resized: bool, launched: 
 
 CHANGES = {
     "wide-offsets": [("launch", "_INT32_ELEMENTS", 1)],
-    "blocks": [("launch", "_INTERPRETED_TILE", 128), ("launch", "_INTERPRETED_CHANNELS", 8)],
+    "blocks": [("launch", "_INTERPRETED_TILE", 256), ("launch", "_INTERPRETED_CHANNELS", 8)],
     "rows": [("decoder_source", "_ROWS", 3), ("decoder_source", "_BAND", 2)],
     "columns": [("decoder_source", "_MOST_COLUMNS", 2)],
 }
