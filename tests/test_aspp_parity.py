@@ -21,8 +21,8 @@ from aspp_cases import (
     results,
     stock,
 )
-from numerics import kinds
 from separable_cases import NCHW, NHWC, Tensors
+from special import assert_outputs_alike, assert_taps_alike, gradient_kinds
 from torch import Tensor
 from views import VIEWS, View
 
@@ -167,13 +167,9 @@ def test_special_value_reaches_what_sees_it(
     """The same places as in stock PyTorch, with gradients and without."""
     given = {name: t.clone() for name, t in inputs(case, torch.float32).tensors.items()}
     given["x"][0, 3, 0, 0] = given["x"][0, 5, 3, 4] = float(special)
-    expected = kinds(call(case, stock, {name: t.double() for name, t in given.items()}))
+    runs = partial(call, case, dk.aspp), partial(call, case, stock)
+    expected = assert_outputs_alike(*runs, given, layout, device)
     assert expected.any() or special != "nan"
-    placed = {name: t.to(device) for name, t in given.items()}
-    placed["x"] = placed["x"].contiguous(memory_format=layout)
-    leaves = placed | {"x": placed["x"].detach().requires_grad_()}
-    for tensors in (placed, leaves):
-        assert torch.equal(kinds(call(case, dk.aspp, tensors)), expected)
 
 
 @kernels
@@ -182,29 +178,12 @@ def test_special_value_reaches_what_sees_it(
 def test_special_gradient_reaches_what_it_moves(
     case: AsppCase, layout: torch.memory_format, device: str
 ) -> None:
-    """One NaN in the gradient of the output: the same places as in stock PyTorch.
-
-    Taps that see it at padding alone may have a gradient or NaN: stock multiplies it by zeros.
-    """
-    tensors, grad = inputs(case, torch.float64)
-    grad = grad.clone()
-    grad[0, 2, 2, 1] = torch.nan
-    found = []
-    for function, dtype, where in (
-        (stock, torch.float64, "cpu"),
-        (dk.aspp, torch.float32, device),
-    ):
-        placed = {name: t.detach().to(where, dtype) for name, t in tensors.items()}
-        placed["x"] = placed["x"].contiguous(memory_format=layout)
-        leaves = {n: t.requires_grad_() for n, t in placed.items() if "running" not in n}
-        output = call(case, function, placed)
-        grads = torch.autograd.grad(output, list(leaves.values()), grad.to(where, dtype))
-        found.append(dict(zip(leaves, map(kinds, grads), strict=True)))
-    for name, theirs in found[0].items():
-        ours = found[1][name]
+    """One NaN in the gradient of the output: the same places as in stock PyTorch."""
+    runs = partial(call, case, dk.aspp), partial(call, case, stock)
+    found = gradient_kinds(*runs, *inputs(case, torch.float64), layout, device)
+    for name, (ours, theirs) in found.items():
         if theirs.dim() == 4 and theirs.size(2) == 3:
-            assert not ours[theirs == 0].any()
-            assert torch.equal(ours[..., 1, 1], theirs[..., 1, 1]), name
+            assert_taps_alike(ours, theirs)
         else:
             assert torch.equal(ours, theirs), name
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from numerics import kinds
 from separable_cases import NCHW, NHWC, SeparableCase, call, stock
 from separable_outcomes import assert_parity, inputs, results
+from special import assert_outputs_alike, assert_taps_alike, gradient_kinds
 from views import VIEWS, View
 
 import dlv3p_kernels as dk
@@ -64,13 +65,9 @@ def test_special_value_reaches_what_sees_it(
     """
     given = {name: t.clone() for name, t in inputs(case, torch.float32).tensors.items()}
     given["x"][0, 3, 0, 0] = given["x"][-1, 5, 4, 3] = float(special)
-    expected = kinds(call(case, stock, {name: t.double() for name, t in given.items()}))
+    runs = partial(call, case, dk.separable_conv2d), partial(call, case, stock)
+    expected = assert_outputs_alike(*runs, given, layout, device)
     assert expected.any() or special != "nan"  # ReLU ends minus infinity, ReLU6 both
-    placed = {name: t.to(device) for name, t in given.items()}
-    placed["x"] = placed["x"].contiguous(memory_format=layout)
-    leaves = placed | {"x": placed["x"].detach().requires_grad_()}
-    for tensors in (placed, leaves):
-        assert torch.equal(kinds(call(case, dk.separable_conv2d, tensors)), expected)
 
 
 @LAYOUTS
@@ -78,29 +75,12 @@ def test_special_value_reaches_what_sees_it(
 def test_special_gradient_reaches_what_it_moves(
     case: SeparableCase, layout: torch.memory_format, device: str
 ) -> None:
-    """One NaN in the gradient of the output; the inner activations stop it as in stock PyTorch.
-
-    Taps that see it at padding alone may have a gradient or NaN: stock multiplies it by zeros.
-    """
-    tensors, grad = inputs(case, torch.float64)
-    grad = grad.clone()
-    grad[0, 2, 2, 1] = torch.nan
-    found = []
-    for function, dtype, where in (
-        (stock, torch.float64, "cpu"),
-        (dk.separable_conv2d, torch.float32, device),
-    ):
-        placed = {name: t.detach().to(where, dtype) for name, t in tensors.items()}
-        placed["x"] = placed["x"].contiguous(memory_format=layout)
-        leaves = {n: t.requires_grad_() for n, t in placed.items() if "running" not in n}
-        output = call(case, function, placed)
-        grads = torch.autograd.grad(output, list(leaves.values()), grad.to(where, dtype))
-        found.append(dict(zip(leaves, map(kinds, grads), strict=True)))
-    for name, theirs in found[0].items():
-        ours = found[1][name]
+    """One NaN in the gradient of the output; the inner activations stop it as in stock PyTorch."""
+    runs = partial(call, case, dk.separable_conv2d), partial(call, case, stock)
+    found = gradient_kinds(*runs, *inputs(case, torch.float64), layout, device)
+    for name, (ours, theirs) in found.items():
         if name == "dw_weight":
-            assert not ours[theirs == 0].any()
-            assert torch.equal(ours[..., 1, 1], theirs[..., 1, 1])
+            assert_taps_alike(ours, theirs)
         else:
             assert torch.equal(ours, theirs), name
 
