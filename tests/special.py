@@ -1,4 +1,4 @@
-"""Where NaN and infinities go, of an input and of the gradient of an output: as in stock PyTorch."""
+"""Where NaN and infinities go, of an input or of an output's gradient: as in stock PyTorch."""
 
 from __future__ import annotations
 
