@@ -20,8 +20,6 @@
 
 namespace dlv3p {
 
-constexpr int kStrip = 4;  // rows of a thread: 18 loads for 36 products with 3x3
-
 // Blocks on a multiprocessor: what the registers for the weights of a KxK kernel leave room for.
 constexpr int planes_blocks(int kernel) {
   return kernel == 3 ? 4 : kernel == 5 ? 3 : kernel == 7 ? 2 : 1;

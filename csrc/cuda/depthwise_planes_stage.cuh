@@ -9,6 +9,7 @@
 namespace dlv3p {
 
 constexpr int kPlanesThreads = 256;
+constexpr int kStrip = 4;       // rows of a thread: 18 loads for 36 products with 3x3
 constexpr int kStagePacks = 4;  // 16-byte loads in flight per thread
 
 // Division by a number known at launch: exact while dividend * size < 2^32.
