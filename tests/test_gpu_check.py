@@ -263,12 +263,14 @@ def checkout(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.utime(path, (1000, 2000 if name.startswith("lib") else 1000))
-    (tmp_path / "lib" / "build.json").write_text('{"CUDA": "13.0 (80-real 90a-real)"}')
+    record = tmp_path / "lib" / "build.json"
+    record.write_text('{"CUDA": "13.0 (80-real 90a-real)"}')
+    os.utime(record, (2000, 2000))
     return tmp_path
 
 
-def touch(name: str) -> Callable[[Path], None]:
-    return lambda root: os.utime(root / name, (3000, 3000))
+def touch(name: str, time: int = 3000) -> Callable[[Path], None]:
+    return lambda root: os.utime(root / name, (time, time))
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -283,6 +285,8 @@ def remove(name: str) -> Callable[[Path], None]:
         (None, "8.9", "they hold no code for 8.9: 13.0 (80-real 90a-real)"),
         (remove("lib/libdlv3p_cuda.so"), "9.0", "libdlv3p_cuda.so is missing"),
         (touch("csrc/cuda/op.cu"), "9.0", "csrc/cuda/op.cu is newer than the libraries"),
+        # The last build had nothing to do for this one.
+        (touch("lib/libdlv3p_cpu.so", 500), "9.0", None),
     ],
 )
 def test_libraries_that_do_not_fit(

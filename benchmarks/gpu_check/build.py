@@ -34,7 +34,8 @@ def why_unfit(capability: str | None, root: Path = ROOT, libraries: Path = LIBRA
             return f"{path.name} is missing"
     sources = [root / "CMakeLists.txt", *(p for p in (root / "csrc").rglob("*") if p.is_file())]
     newest = max(sources, key=lambda path: path.stat().st_mtime)
-    if newest.stat().st_mtime > min(path.stat().st_mtime for path in built[:2]):
+    # Every build writes its record anew, but only the library whose sources have changed.
+    if newest.stat().st_mtime > built[2].stat().st_mtime:
         return f"{newest.relative_to(root)} is newer than the libraries"
     architectures = str(json.loads(built[2].read_text()).get("CUDA", ""))
     if capability and f"{architecture(capability).replace('.', '')}-real" not in architectures:
