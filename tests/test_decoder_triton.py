@@ -14,7 +14,7 @@ from decoder_cases import NCHW, NHWC, DecoderCase, arguments, assert_parity, our
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dlv3p_kernels import backends
+from dlv3p_kernels import backends, reference
 
 pytestmark = [
     pytest.mark.skipif(not backends.triton_interpreted(), reason="TRITON_INTERPRET is not 1"),
@@ -72,18 +72,25 @@ class Called(TorchDispatchMode):
 @pytest.mark.parametrize("resized", (True, False))
 def test_neither_resized_map_nor_concatenation_is_made(resized: bool, launched: list[str]) -> None:
     """An encoder output of the right size is an ordinary depthwise convolution."""
+    from dlv3p_kernels.triton import decoder, decoder_backward
+
     case = CASES[0] if resized else C("same", (20, 5), (9, 9), (9, 9), n=1)
     given, grad = operands(case, NHWC)
-    with Called() as called:
-        ops.decoder_depthwise(*given, None, None, 0)
-        ops.decoder_conv2d_statistics(*given)
-        gradients(given, grad)
+    with Called() as called:  # sees into launchers, not into operators
+        decoder.decoder_depthwise(*given, None, None, 0)
+        decoder.decoder_conv2d_statistics(*given)
+        wanted = (True, True, True)
+        decoder_backward.decoder_depthwise_backward(grad, *given[:7], given[7], *given[9:], *wanted)
     kernels = {name for name in launched if "depthwise" in name}
     walk = {"decoder_depthwise_fwd_kernel", "decoder_depthwise_bwd_kernel"}
     assert kernels == {"depthwise_lines_fwd_kernel", "depthwise_lines_bwd_kernel"} | (
         walk if resized else set()
     )
     assert not [n for n in called.names if "upsample" in n]
+    with Called() as composed:
+        reference.decoder_source(*given[:7])
+    assert resized == any("upsample" in n for n in composed.names)
+    assert "aten::cat" in composed.names
     # Of vectors, where the statistics of both maps are put side by side.
     assert called.names.count("aten::cat") <= 2
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -236,3 +236,19 @@ def _resize_matrix(size: int, out: int, align_corners: bool, wide: type) -> np.n
     np.add.at(matrix, (np.arange(out), first), 1 - (at - first))
     np.add.at(matrix, (np.arange(out), second), at - first)
     return matrix
+
+
+def assert_no_class_shows(ops: Any) -> None:
+    """A target that is no class: GPU kernels raise no errors, but loss, mean, gradients are NaN."""
+    logits = torch.randn(1, 3, 4, 4)
+    target = torch.zeros(1, 9, 9, dtype=torch.int64)
+    target[0, 2, 3] = 3
+    target[0, 7, 7] = -5
+    rest = (255, 0.0, False)
+    loss, logsumexp = ops.upsample_cross_entropy(logits, target, None, *rest)
+    assert torch.equal(loss.isnan(), (target != 0)) and logsumexp.isfinite().all()
+    assert ops.class_weight_sum(target, None, 255, logits).isnan()
+    grad = ops.upsample_cross_entropy_backward(
+        torch.ones_like(loss), logits, target, None, logsumexp, *rest
+    )
+    assert grad[0, :, 0, 1].isnan().all() and grad[0, :, 0, 3].isfinite().all()
